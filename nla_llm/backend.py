@@ -1,0 +1,159 @@
+"""The only wall to array libraries: namespaces, conversion, devices, threads.
+
+Every other module writes its mathematics against ``xp = namespace(...)``, so the same lines run on NumPy, PyTorch,
+array-api-strict, and on arrays that count their operations.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import array_api_compat
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+Array = Any  # an array of any library that speaks the array API; the standard has no static type yet
+
+__all__ = [
+    "Array",
+    "device_of",
+    "eps",
+    "from_numpy",
+    "generator",
+    "is_array",
+    "is_numpy",
+    "matmul_where",
+    "namespace",
+    "parallel",
+    "thread_count",
+    "to_numpy",
+]
+
+
+def namespace(*arrays: Array) -> Any:
+    """Array-API namespace of the arguments.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> namespace(np.zeros(3)).__name__
+    'array_api_compat.numpy'
+    """
+    for x in arrays:
+        if hasattr(x, "__array_namespace__") and not isinstance(x, np.ndarray):
+            return x.__array_namespace__()  # arrays that speak the standard themselves: counted, rounded, strict
+    return array_api_compat.array_namespace(*arrays)
+
+
+def is_array(x: object) -> bool:
+    """Tell whether ``x`` is an array of a library that this package can work with."""
+    return hasattr(x, "__array_namespace__") or bool(array_api_compat.is_array_api_obj(x))
+
+
+def is_numpy(*arrays: Array) -> bool:
+    """Tell whether every argument is a plain NumPy array."""
+    return all(type(x) is np.ndarray for x in arrays)
+
+
+def to_numpy(x: Array) -> NDArray[Any]:
+    """Copy of ``x`` as a NumPy array, from whatever library and device; wrappers give it by ``to_numpy()``."""
+    if isinstance(x, np.ndarray | np.generic | float | int):
+        return np.asarray(x)
+    if hasattr(x, "to_numpy"):
+        return np.asarray(x.to_numpy())
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+    return np.asarray(x)
+
+
+def from_numpy(a: NDArray[Any], *, like: Array, dtype: Any = None) -> Array:
+    """``a`` as an array of the library and device of ``like``; its own dtype unless ``dtype`` names another."""
+    if type(like) is np.ndarray:
+        return np.asarray(a, dtype=dtype)
+    xp = namespace(like)
+    x = xp.asarray(a, device=device_of(like))
+    return x if dtype is None else xp.astype(x, dtype)
+
+
+def device_of(x: Array) -> Any:
+    """Device on which ``x`` lives."""
+    return x.device if hasattr(x, "device") else array_api_compat.device(x)
+
+
+def eps(x: Array) -> float:
+    """Machine epsilon of the dtype of ``x`` (an array, an operator, or anything with ``dtype`` and a namespace).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> eps(np.zeros(1, dtype=np.float32)) == 2.0**-23
+    True
+    """
+    xp = x.xp if hasattr(x, "xp") else namespace(x)
+    return float(xp.finfo(x.dtype).eps)
+
+
+def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
+    """Turn the ``rng`` argument that every random function takes into a generator.
+
+    Raises
+    ------
+    TypeError
+        If ``rng`` is None: randomness is an argument, never a hidden state.
+    """
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
+        return np.random.default_rng(int(rng))
+    raise TypeError(f"rng must be an int or a numpy.random.Generator for a random method, got {rng!r}; pass rng=0")
+
+
+def matmul_where(a: Array, b: Array, keep: Array, fill: float = 0.0) -> Array:
+    """``a @ b`` where the mask ``keep`` is True and ``fill`` elsewhere: the product of which only some entries are wanted.
+
+    Libraries compute the whole product; a counted array counts only the entries that are kept.
+    """
+    xp = namespace(a, b)
+    if hasattr(xp, "matmul_where"):
+        return xp.matmul_where(a, b, keep, fill)
+    product = a @ b
+    return xp.where(keep, product, xp.asarray(fill, dtype=product.dtype, device=device_of(product)))
+
+
+def thread_count() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def _blas_controller() -> Any:
+    from threadpoolctl import ThreadpoolController  # noqa: PLC0415 - looking for libraries costs milliseconds
+
+    return ThreadpoolController()
+
+
+def parallel(function: Callable[[Any], Any], tasks: Iterable[Any], *, threads: int | None = None) -> list[Any]:
+    """``[function(task) for task in tasks]`` from a pool of threads, BLAS held to one thread each.
+
+    Tasks start in the given order, so put the long ones first. The first exception is raised again here.
+
+    Examples
+    --------
+    >>> parallel(abs, [-1, 2])
+    [1, 2]
+    """
+    tasks = list(tasks)
+    workers = min(threads or thread_count(), len(tasks))
+    if workers <= 1:
+        return [function(task) for task in tasks]
+    with _blas_controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, tasks))

@@ -1,0 +1,272 @@
+"""Low-rank products, their causal halves, and the division of rows by their sums."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from nla_llm.backend import Array, is_numpy, matmul_where, namespace, parallel, thread_count
+from nla_llm.operators.base import Operator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["CausalLowRank", "LowRank", "RowNormalised", "ZeroRowSumError"]
+
+
+@final
+class LowRank(Operator):
+    """left rightᵀ for left (..., n_q, r) and right (..., n_k, r).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> op = LowRank(np.ones((3, 1)), np.ones((2, 1)))
+    >>> op.dense().tolist()
+    [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    """
+
+    def __init__(self, left: Array, right: Array, *, nonnegative: bool = False) -> None:
+        super().__init__(_factored_shape(left, right), left)
+        self.left = left
+        self.right = right
+        self.nonnegative = nonnegative
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of the factors, an upper bound of the rank."""
+        return int(self.left.shape[-1])
+
+    def _apply(self, x: Array) -> Array:
+        return self.left @ (self.xp.matrix_transpose(self.right) @ x)
+
+    def _apply_transpose(self, y: Array) -> Array:
+        return self.right @ (self.xp.matrix_transpose(self.left) @ y)
+
+    def rows(self, start: int, stop: int) -> Array:
+        return self.left[..., start:stop, :] @ self.xp.matrix_transpose(self.right)
+
+    def row_sums(self) -> Array:
+        total = self.xp.sum(self.right, axis=-2)
+        return (self.left @ total[..., None])[..., 0]
+
+
+@final
+class CausalLowRank(Operator):
+    """Lower triangle of left rightᵀ: entry (i, j) is left_i · right_j for j ≤ i and zero above the diagonal.
+
+    One pass over chunks of c rows carries the state Σ right_jᵀ x_j (m × columns), so a product costs O(n (c + m)) per
+    column and nothing n × n is formed (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 17–20; the chunked form is that
+    of Hua et al. 2022, arXiv 2202.10447).
+
+    Parameters
+    ----------
+    left, right
+        Factors (..., n, m).
+    decay
+        Optional factors (..., ceil(n/c), m) that multiply the state on entering each chunk: entry (i, j) becomes
+        Σ_r left_ir right_jr Π decay_r over the chunks after that of j up to that of i. Carries a running scale.
+    chunk
+        Rows in a chunk, c.
+    """
+
+    def __init__(
+        self, left: Array, right: Array, *, decay: Array | None = None, chunk: int = 64, nonnegative: bool = False
+    ) -> None:
+        super().__init__(_factored_shape(left, right), left)
+        if self.shape[-1] != self.shape[-2]:
+            raise ValueError(f"a causal low-rank operator is square, got left {left.shape} and right {right.shape}")
+        self.left = left
+        self.right = right
+        self.decay = decay
+        self.chunk = min(chunk, self.shape[-1])
+        self.nonnegative = nonnegative
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of the factors."""
+        return int(self.left.shape[-1])
+
+    def _apply(self, x: Array) -> Array:
+        return self._over_heads(self._forward, x)
+
+    def _apply_transpose(self, y: Array) -> Array:
+        return self._over_heads(self._backward, y)
+
+    def row_sums(self) -> Array:
+        xp = self.xp
+        state = None
+        sums = []
+        for c, start, stop in self._chunks():
+            left, right = self.left[..., start:stop, :], self.right[..., start:stop, :]
+            seen = xp.cumulative_sum(right, axis=-2)
+            if state is not None:
+                seen = seen + self._decayed(state, c)
+            state = seen[..., -1:, :]
+            sums.append(xp.sum(left * seen, axis=-1))
+        return xp.concat(sums, axis=-1)
+
+    def _decayed(self, state: Array, c: int) -> Array:
+        """State (..., 1, m) on entering chunk c."""
+        return state if self.decay is None else self.decay[..., c : c + 1, :] * state
+
+    def _chunks(self) -> list[tuple[int, int, int]]:
+        n = self.shape[-1]
+        return [(c, s, min(s + self.chunk, n)) for c, s in enumerate(range(0, n, self.chunk))]
+
+    @staticmethod
+    def _forward(op: CausalLowRank, x: Array) -> Array:
+        xp = op.xp
+        state, out = None, []
+        for c, start, stop in op._chunks():
+            left, right = op.left[..., start:stop, :], op.right[..., start:stop, :]
+            block = x[..., start:stop, :]
+            y = matmul_where(left, xp.matrix_transpose(right), op._lower(stop - start)) @ block
+            update = xp.matrix_transpose(right) @ block
+            if state is not None:
+                if op.decay is not None:
+                    state = op.decay[..., c, :, None] * state
+                y = y + left @ state
+                update = state + update
+            state = update
+            out.append(y)
+        return xp.concat(out, axis=-2)
+
+    @staticmethod
+    def _backward(op: CausalLowRank, y: Array) -> Array:
+        xp = op.xp
+        state, out = None, []
+        for c, start, stop in reversed(op._chunks()):
+            left, right = op.left[..., start:stop, :], op.right[..., start:stop, :]
+            block = y[..., start:stop, :]
+            x = xp.matrix_transpose(matmul_where(left, xp.matrix_transpose(right), op._lower(stop - start))) @ block
+            update = xp.matrix_transpose(left) @ block
+            if state is not None:
+                x = x + right @ state
+                update = state + update
+            state = update if op.decay is None else op.decay[..., c, :, None] * update
+            out.append(x)
+        return xp.concat(out[::-1], axis=-2)
+
+    def _lower(self, size: int) -> Array:
+        device = getattr(self.like, "device", None)
+        row = self.xp.arange(size, device=device)
+        return row[:, None] >= row[None, :]
+
+    def _over_heads(self, apply: Callable[[CausalLowRank, Array], Array], x: Array) -> Array:
+        """``apply(self, x)``, on NumPy with the leading axis shared out among threads."""
+        heads = self.shape[0] if self.ndim > 2 else 1
+        large = self.shape[-1] * self.rank >= 1 << 14  # below, starting threads costs more than it saves (measured)
+        if not (is_numpy(self.left, x) and heads > 1 and large):
+            return apply(self, x)
+
+        def part(share: slice) -> Array:
+            return apply(self._share(share), self._cut(x, share))
+
+        return self.xp.concat(parallel(part, _shares(heads, thread_count())), axis=-self.ndim)
+
+    def _share(self, share: slice) -> CausalLowRank:
+        """The operators of some entries of the leading axis."""
+        decay = None if self.decay is None else self._cut(self.decay, share)
+        return CausalLowRank(self._cut(self.left, share), self._cut(self.right, share), decay=decay, chunk=self.chunk)
+
+    def _cut(self, a: Array, share: slice) -> Array:
+        """The part of ``a`` that belongs to a share of the leading axis, ``a`` itself where it is broadcast along it."""
+        if a.ndim < self.ndim or a.shape[-self.ndim] == 1:
+            return a
+        return a[(..., share, *(slice(None),) * (self.ndim - 1))]
+
+    @staticmethod
+    def step(state: Array, left: Array, right: Array, x: Array) -> tuple[Array, Array]:
+        """One row of decoding: the new state (..., m, c) and the new output row (..., 1, c).
+
+        ``left`` and ``right`` are (..., 1, m), ``x`` is (..., 1, c); start from a state of zeros. The cost does not depend
+        on how many rows came before.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> left, right, x = np.random.default_rng(0).standard_normal((3, 5, 2))
+        >>> state, rows = np.zeros((2, 2)), []
+        >>> for i in range(5):
+        ...     state, y = CausalLowRank.step(state, left[i : i + 1], right[i : i + 1], x[i : i + 1])
+        ...     rows.append(y)
+        >>> bool(np.allclose(np.concatenate(rows), CausalLowRank(left, right) @ x))
+        True
+        """
+        xp = namespace(left)
+        state = state + xp.matrix_transpose(right) @ x
+        return state, left @ state
+
+
+class ZeroRowSumError(FloatingPointError):
+    """A row of an approximate kernel sums to zero, so it cannot be normalised."""
+
+
+@final
+class RowNormalised(Operator):
+    """diag(A 1)⁻¹ A: the rows of the result sum to one.
+
+    ``row_scale_log`` (..., n_q), where given, says that the kernel itself is diag(exp(row_scale_log)) A: a common factor
+    of a row that cancels here and that would over- or underflow if it were multiplied out.
+
+    Attributes
+    ----------
+    sums
+        The row sums of A, (..., n_q).
+    negative_share
+        Share of rows with a negative sum (..., ): possible where features take both signs; reported, never clamped.
+
+    Raises
+    ------
+    ZeroRowSumError
+        If a row sums to exactly zero or to a non-finite number.
+    """
+
+    def __init__(self, op: Operator, *, row_scale_log: Array | None = None) -> None:
+        super().__init__(op.shape, op.like)
+        self.op = op
+        self.row_scale_log = row_scale_log
+        self.sums = op.row_sums()
+        self.nonnegative = op.nonnegative
+        xp = self.xp
+        bad = ~(xp.isfinite(self.sums) & (self.sums != 0))
+        if bool(xp.any(bad)):
+            share = float(xp.mean(xp.astype(bad, self.dtype)))
+            raise ZeroRowSumError(
+                f"{share:.2%} of the rows have a sum that is zero or not finite, so they cannot be normalised: "
+                "no key shares a feature with these queries, or the features overflowed"
+            )
+
+    @property
+    def negative_share(self) -> Array:
+        """Share of rows whose sum is negative, one number for each batch entry."""
+        return self.xp.mean(self.xp.astype(self.sums < 0, self.dtype), axis=-1)
+
+    def _apply(self, x: Array) -> Array:
+        return self.op._apply(x) / self.sums[..., None]
+
+    def _apply_transpose(self, y: Array) -> Array:
+        return self.op._apply_transpose(y / self.sums[..., None])
+
+    def rows(self, start: int, stop: int) -> Array:
+        return self.op.rows(start, stop) / self.sums[..., start:stop, None]
+
+
+def _factored_shape(left: Array, right: Array) -> tuple[int, ...]:
+    if left.ndim < 2 or right.ndim < 2 or left.shape[-1] != right.shape[-1]:
+        raise ValueError(
+            f"left must be (..., n_q, r) and right (..., n_k, r) with the same r, got {left.shape} and {right.shape}"
+        )
+    return (*_broadcast(left.shape[:-2], right.shape[:-2]), left.shape[-2], right.shape[-2])
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    import numpy as np  # noqa: PLC0415 - shapes only
+
+    return np.broadcast_shapes(*shapes)
+
+
+def _shares(n: int, parts: int) -> Iterator[slice]:
+    """``range(n)`` cut into at most ``parts`` slices of about equal length."""
+    size = -(-n // parts)
+    return (slice(s, min(s + size, n)) for s in range(0, n, size))
