@@ -116,7 +116,7 @@ def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
 
 
 def matmul_where(a: Array, b: Array, keep: Array, fill: float = 0.0) -> Array:
-    """``a @ b`` where the mask ``keep`` is True and ``fill`` elsewhere: the product of which only some entries are wanted.
+    """``a @ b`` where the mask ``keep`` is True, ``fill`` elsewhere: a product of which only some entries are wanted.
 
     Libraries compute the whole product; a counted array counts only the entries that are kept.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[Any]
 
-__all__ = ["stream_apply", "stream_apply_transpose"]
+__all__ = ["stream_apply", "stream_transpose"]
 
 _ROWS, _KEYS = 256, 512  # a float32 tile of logits is half a MiB: it stays in a core's second-level cache
 
@@ -40,7 +40,7 @@ class _Head:
     bounded: bool
 
     def logits(self, i: tuple[int, int], j: tuple[int, int], scaled_q: Matrix, out: Matrix) -> Matrix:
-        """Logits of the tile of rows ``i`` and keys ``j`` into ``out``, −∞ where causality, window or mask hide a key."""
+        """Logits of rows ``i`` and keys ``j`` into ``out``, −∞ where causality, window or mask hide a key."""
         s = np.matmul(scaled_q, self.k[slice(*j)].T, out=out[: i[1] - i[0], : j[1] - j[0]])
         if self.bias is not None:
             s += self.bias[slice(*i), slice(*j)]
@@ -79,7 +79,7 @@ def stream_apply(op: SoftmaxAttention, x: Matrix, log_sum: Matrix | None) -> tup
     return out, log_sum
 
 
-def stream_apply_transpose(op: SoftmaxAttention, y: Matrix, log_sum: Matrix) -> Matrix:
+def stream_transpose(op: SoftmaxAttention, y: Matrix, log_sum: Matrix) -> Matrix:
     """``Pᵀ y`` from the log-sum-exps of the rows."""
     n_q, n_k = op.shape[-2:]
     batch = np.broadcast_shapes(op.batch_shape, y.shape[:-2])

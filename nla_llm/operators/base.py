@@ -19,7 +19,7 @@ class Operator(ABC):
     Laws, tested for every class: ``op.dense() @ x == op @ x``; ``(op.T @ y)·x == y·(op @ x)``;
     ``op.rows(i, j) == op.dense()[..., i:j, :]``; sums, products and scalings agree with those of dense matrices.
 
-    A subclass sets ``shape``, ``dtype`` and ``xp`` through ``__init__`` and gives ``_apply`` and ``_apply_transpose``.
+    A subclass sets ``shape``, ``dtype`` and ``xp`` through ``__init__`` and gives ``apply`` and ``apply_transpose``.
     """
 
     __array_ufunc__ = None  # makes ``ndarray @ op`` come to __rmatmul__ instead of to NumPy
@@ -32,11 +32,11 @@ class Operator(ABC):
         self.xp = namespace(like)
 
     @abstractmethod
-    def _apply(self, x: Array) -> Array:
+    def apply(self, x: Array) -> Array:
         """``A x`` for x (..., n_k, c)."""
 
     @abstractmethod
-    def _apply_transpose(self, y: Array) -> Array:
+    def apply_transpose(self, y: Array) -> Array:
         """``Aᵀ y`` for y (..., n_q, c)."""
 
     # -- what follows from these two -------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class Operator(ABC):
         n = self.shape[-2]
         stop = min(stop, n)
         unit = self.xp.eye(n, stop - start, k=-start, dtype=self.dtype, device=getattr(self.like, "device", None))
-        return self.xp.matrix_transpose(self._apply_transpose(unit))
+        return self.xp.matrix_transpose(self.apply_transpose(unit))
 
     def dense(self) -> Array:
         """The matrix itself, an array of shape ``self.shape``: for small ones and for tests."""
@@ -69,7 +69,7 @@ class Operator(ABC):
 
     def row_sums(self) -> Array:
         """Row sums ``A 1``, an array (..., n_q)."""
-        return self._apply(self._ones(self.shape[-1]))[..., 0]
+        return self.apply(self._ones(self.shape[-1]))[..., 0]
 
     def _ones(self, n: int) -> Array:
         return self.xp.ones((n, 1), dtype=self.dtype, device=getattr(self.like, "device", None))
@@ -95,7 +95,7 @@ class Operator(ABC):
 
             return call
 
-        forward, adjoint = through(self._apply), through(self._apply_transpose)
+        forward, adjoint = through(self.apply), through(self.apply_transpose)
         return LinearOperator(
             shape=self.shape,
             dtype=to_numpy(self.like).dtype,
@@ -116,7 +116,7 @@ class Operator(ABC):
         x = other[:, None] if vector else other
         if x.shape[-2] != self.shape[-1]:
             raise ValueError(f"operator of shape {self.shape} cannot be applied to an array of shape {other.shape}")
-        y = self._apply(x)
+        y = self.apply(x)
         return y[..., 0] if vector else y
 
     def __rmatmul__(self, other: Any) -> Any:
@@ -166,10 +166,10 @@ class Dense(Operator):
         self.matrix = matrix
         self.nonnegative = nonnegative
 
-    def _apply(self, x: Array) -> Array:
+    def apply(self, x: Array) -> Array:
         return self.matrix @ x
 
-    def _apply_transpose(self, y: Array) -> Array:
+    def apply_transpose(self, y: Array) -> Array:
         return self.xp.matrix_transpose(self.matrix) @ y
 
     def rows(self, start: int, stop: int) -> Array:
@@ -189,11 +189,11 @@ class Transpose(Operator):
     def T(self) -> Operator:  # noqa: N802
         return self.op
 
-    def _apply(self, x: Array) -> Array:
-        return self.op._apply_transpose(x)
+    def apply(self, x: Array) -> Array:
+        return self.op.apply_transpose(x)
 
-    def _apply_transpose(self, y: Array) -> Array:
-        return self.op._apply(y)
+    def apply_transpose(self, y: Array) -> Array:
+        return self.op.apply(y)
 
     def dense(self) -> Array:
         return self.xp.matrix_transpose(self.op.dense())
@@ -215,11 +215,11 @@ class Scaled(Operator):
         self.factor = factor
         self.op = op
 
-    def _apply(self, x: Array) -> Array:
-        return self.factor * self.op._apply(x)
+    def apply(self, x: Array) -> Array:
+        return self.factor * self.op.apply(x)
 
-    def _apply_transpose(self, y: Array) -> Array:
-        return self.factor * self.op._apply_transpose(y)
+    def apply_transpose(self, y: Array) -> Array:
+        return self.factor * self.op.apply_transpose(y)
 
     def rows(self, start: int, stop: int) -> Array:
         return self.factor * self.op.rows(start, stop)
@@ -236,13 +236,13 @@ class Sum(Operator):
         super().__init__(_joint_shape(a, b, *a.shape[-2:]), _wider(a, b))
         self.nonnegative = a.nonnegative and b.nonnegative
 
-    def _apply(self, x: Array) -> Array:
+    def apply(self, x: Array) -> Array:
         a, b = self.terms
-        return a._apply(x) + b._apply(x)
+        return a.apply(x) + b.apply(x)
 
-    def _apply_transpose(self, y: Array) -> Array:
+    def apply_transpose(self, y: Array) -> Array:
         a, b = self.terms
-        return a._apply_transpose(y) + b._apply_transpose(y)
+        return a.apply_transpose(y) + b.apply_transpose(y)
 
     def rows(self, start: int, stop: int) -> Array:
         a, b = self.terms
@@ -260,18 +260,18 @@ class Product(Operator):
         super().__init__(_joint_shape(a, b, a.shape[-2], b.shape[-1]), _wider(a, b))
         self.nonnegative = a.nonnegative and b.nonnegative
 
-    def _apply(self, x: Array) -> Array:
+    def apply(self, x: Array) -> Array:
         a, b = self.factors
-        return a._apply(b._apply(x))
+        return a.apply(b.apply(x))
 
-    def _apply_transpose(self, y: Array) -> Array:
+    def apply_transpose(self, y: Array) -> Array:
         a, b = self.factors
-        return b._apply_transpose(a._apply_transpose(y))
+        return b.apply_transpose(a.apply_transpose(y))
 
     def rows(self, start: int, stop: int) -> Array:
         a, b = self.factors
         block = self.xp.matrix_transpose(a.rows(start, stop))
-        return self.xp.matrix_transpose(b._apply_transpose(block))
+        return self.xp.matrix_transpose(b.apply_transpose(block))
 
 
 def _joint_shape(a: Operator, b: Operator, rows: int, columns: int) -> tuple[int, ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
-from nla_llm.backend import Array, is_numpy, matmul_where, namespace, parallel, thread_count
+from nla_llm.backend import Array, device_of, is_numpy, matmul_where, namespace, parallel, thread_count
 from nla_llm.operators.base import Operator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["CausalLowRank", "LowRank", "RowNormalised", "ZeroRowSumError"]
+__all__ = ["CausalLowRank", "LowRank", "RowNormalised", "Selection", "ZeroRowSumError"]
 
 
 @final
@@ -36,10 +36,10 @@ class LowRank(Operator):
         """Number of columns of the factors, an upper bound of the rank."""
         return int(self.left.shape[-1])
 
-    def _apply(self, x: Array) -> Array:
+    def apply(self, x: Array) -> Array:
         return self.left @ (self.xp.matrix_transpose(self.right) @ x)
 
-    def _apply_transpose(self, y: Array) -> Array:
+    def apply_transpose(self, y: Array) -> Array:
         return self.right @ (self.xp.matrix_transpose(self.left) @ y)
 
     def rows(self, start: int, stop: int) -> Array:
@@ -86,10 +86,10 @@ class CausalLowRank(Operator):
         """Number of columns of the factors."""
         return int(self.left.shape[-1])
 
-    def _apply(self, x: Array) -> Array:
+    def apply(self, x: Array) -> Array:
         return self._over_heads(self._forward, x)
 
-    def _apply_transpose(self, y: Array) -> Array:
+    def apply_transpose(self, y: Array) -> Array:
         return self._over_heads(self._backward, y)
 
     def row_sums(self) -> Array:
@@ -170,7 +170,7 @@ class CausalLowRank(Operator):
         return CausalLowRank(self._cut(self.left, share), self._cut(self.right, share), decay=decay, chunk=self.chunk)
 
     def _cut(self, a: Array, share: slice) -> Array:
-        """The part of ``a`` that belongs to a share of the leading axis, ``a`` itself where it is broadcast along it."""
+        """The part of ``a`` in a share of the leading axis, ``a`` itself where it is broadcast along it."""
         if a.ndim < self.ndim or a.shape[-self.ndim] == 1:
             return a
         return a[(..., share, *(slice(None),) * (self.ndim - 1))]
@@ -179,8 +179,8 @@ class CausalLowRank(Operator):
     def step(state: Array, left: Array, right: Array, x: Array) -> tuple[Array, Array]:
         """One row of decoding: the new state (..., m, c) and the new output row (..., 1, c).
 
-        ``left`` and ``right`` are (..., 1, m), ``x`` is (..., 1, c); start from a state of zeros. The cost does not depend
-        on how many rows came before.
+        ``left`` and ``right`` are (..., 1, m), ``x`` is (..., 1, c); start from a state of zeros. The cost does not
+        depend on how many rows came before.
 
         Examples
         --------
@@ -206,8 +206,8 @@ class ZeroRowSumError(FloatingPointError):
 class RowNormalised(Operator):
     """diag(A 1)⁻¹ A: the rows of the result sum to one.
 
-    ``row_scale_log`` (..., n_q), where given, says that the kernel itself is diag(exp(row_scale_log)) A: a common factor
-    of a row that cancels here and that would over- or underflow if it were multiplied out.
+    ``row_scale_log`` (..., n_q), where given, says that the kernel itself is diag(exp(row_scale_log)) A: a common
+    factor of a row that cancels here and that would over- or underflow if it were multiplied out.
 
     Attributes
     ----------
@@ -242,14 +242,50 @@ class RowNormalised(Operator):
         """Share of rows whose sum is negative, one number for each batch entry."""
         return self.xp.mean(self.xp.astype(self.sums < 0, self.dtype), axis=-1)
 
-    def _apply(self, x: Array) -> Array:
-        return self.op._apply(x) / self.sums[..., None]
+    def apply(self, x: Array) -> Array:
+        return self.op.apply(x) / self.sums[..., None]
 
-    def _apply_transpose(self, y: Array) -> Array:
-        return self.op._apply_transpose(y / self.sums[..., None])
+    def apply_transpose(self, y: Array) -> Array:
+        return self.op.apply_transpose(y / self.sums[..., None])
 
     def rows(self, start: int, stop: int) -> Array:
         return self.op.rows(start, stop) / self.sums[..., start:stop, None]
+
+
+@final
+class Selection(Operator):
+    """Rows of the identity: ``op @ x`` picks the rows ``index`` (..., m) of x (..., n, c).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> (Selection(np.array([2, 0]), 3, like=np.zeros(1)) @ np.array([10.0, 11.0, 12.0])).tolist()
+    [12.0, 10.0]
+    """
+
+    nonnegative = True
+
+    def __init__(self, index: Array, n: int, *, like: Array) -> None:
+        super().__init__((*index.shape, n), like)
+        self.index = index
+
+    def gather(self, x: Array) -> Array:
+        """The rows of x, whatever its dtype."""
+        xp = self.xp
+        if self.index.ndim == 1:
+            return xp.take(x, self.index, axis=-2)
+        batch = _broadcast(self.batch_shape, x.shape[:-2])
+        m, (n, c) = self.shape[-2], x.shape[-2:]
+        index = xp.broadcast_to(self.index[..., None], (*batch, m, c))
+        return xp.take_along_axis(xp.broadcast_to(x, (*batch, n, c)), index, axis=-2)
+
+    def apply(self, x: Array) -> Array:
+        return self.gather(x)
+
+    def apply_transpose(self, y: Array) -> Array:
+        xp = self.xp
+        keys = xp.arange(self.shape[-1], device=device_of(self.index))
+        return xp.astype(keys[:, None] == self.index[..., None, :], y.dtype) @ y
 
 
 def _factored_shape(left: Array, right: Array) -> tuple[int, ...]:

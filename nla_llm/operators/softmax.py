@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from nla_llm.backend import Array, device_of, is_numpy, matmul_where, namespace
-from nla_llm.operators._streaming import stream_apply, stream_apply_transpose
+from nla_llm.operators._streaming import stream_apply, stream_transpose
 from nla_llm.operators.base import Operator
 
 __all__ = ["SoftmaxAttention"]
@@ -17,9 +17,9 @@ _BLOCK_ENTRIES = 1 << 21  # logits held at once by the generic path; memory does
 class SoftmaxAttention(Operator):
     """P = softmax(scale · q kᵀ + bias) over the visible keys, (..., n_q, n_k).
 
-    Query i sees key j if ``key_mask[j]``, and j ≤ i where ``causal``, and |i − j| < window where a window is given. Rows are
-    computed in tiles with an online log-sum-exp (Milakov and Gimelshein 2018, arXiv 1805.02867); the log-sum-exps of
-    the rows are kept after the first product, and later products and the adjoint start from them.
+    Query i sees key j if ``key_mask[j]``, and j ≤ i where ``causal``, and |i − j| < window where a window is given.
+    Rows are computed in tiles with an online log-sum-exp (Milakov and Gimelshein 2018, arXiv 1805.02867); the
+    log-sum-exps of the rows are kept after the first product, and later products and the adjoint start from them.
 
     Parameters
     ----------
@@ -64,10 +64,10 @@ class SoftmaxAttention(Operator):
     def log_sum_exp(self) -> Array:
         """log Σ_j exp(logit_ij) over the visible keys, (..., n_q)."""
         if self._log_sum_exp is None:
-            self._apply(self.xp.zeros((self.shape[-1], 1), dtype=self.dtype, device=device_of(self.q)))
+            self.apply(self.xp.zeros((self.shape[-1], 1), dtype=self.dtype, device=device_of(self.q)))
         return self._log_sum_exp
 
-    def _apply(self, x: Array) -> Array:
+    def apply(self, x: Array) -> Array:
         if is_numpy(self.q, self.k, x):
             y, self._log_sum_exp = stream_apply(self, x, self._log_sum_exp)
             return y
@@ -87,10 +87,10 @@ class SoftmaxAttention(Operator):
             self._log_sum_exp = xp.concat(sums, axis=-1)
         return xp.concat(outputs, axis=-2)
 
-    def _apply_transpose(self, y: Array) -> Array:
+    def apply_transpose(self, y: Array) -> Array:
         log_sum = self.log_sum_exp
         if is_numpy(self.q, self.k, y):
-            return stream_apply_transpose(self, y, log_sum)
+            return stream_transpose(self, y, log_sum)
         xp, parts = self.xp, []
         for start, stop in self._row_blocks():
             weights = xp.exp(self._logits(start, stop) - log_sum[..., start:stop, None])
@@ -162,7 +162,8 @@ class SoftmaxAttention(Operator):
         if (first, last) == (0, n):
             return x
         parts = [
-            xp.zeros((*x.shape[:-2], size, x.shape[-1]), dtype=x.dtype, device=device_of(x)) for size in (first, n - last)
+            xp.zeros((*x.shape[:-2], size, x.shape[-1]), dtype=x.dtype, device=device_of(x))
+            for size in (first, n - last)
         ]
         return xp.concat([parts[0], x, parts[1]], axis=-2)
 

@@ -150,7 +150,11 @@ class AttentionProblem:
             return None if a is None else function(a)
 
         return self._with(
-            q=function(self.q), k=function(self.k), v=apply(self.v), key_mask=apply(self.key_mask), bias=apply(self.bias)
+            q=function(self.q),
+            k=function(self.k),
+            v=apply(self.v),
+            key_mask=apply(self.key_mask),
+            bias=apply(self.bias),
         )
 
     def head(self, index: tuple[int, ...] | int) -> Self:
@@ -165,7 +169,11 @@ class AttentionProblem:
             return xp.broadcast_to(a, (*batch, *a.shape[a.ndim - axes :]))[(*index, ...)]
 
         return self._with(
-            q=pick(self.q, 2), k=pick(self.k, 2), v=pick(self.v, 2), key_mask=pick(self.key_mask, 1), bias=pick(self.bias, 2)
+            q=pick(self.q, 2),
+            k=pick(self.k, 2),
+            v=pick(self.v, 2),
+            key_mask=pick(self.key_mask, 1),
+            bias=pick(self.bias, 2),
         )
 
     def astype(self, dtype: Any) -> Self:
@@ -194,7 +202,9 @@ class AttentionProblem:
                 f"causal and window need as many queries as keys, got n_q={self.n_q} and n_k={self.n_k}; "
                 "for decoding pass the whole sequence, or a key_mask"
             )
-        if self.window is not None and (isinstance(self.window, bool) or int(self.window) != self.window or self.window < 1):
+        if self.window is not None and (
+            isinstance(self.window, bool) or int(self.window) != self.window or self.window < 1
+        ):
             raise ValueError(f"window must be a whole number >= 1 (1 sees the token itself), got {self.window!r}")
         self._check_mask_and_bias()
         try:
@@ -218,14 +228,16 @@ class AttentionProblem:
             if self.bias.ndim < 2 or tuple(self.bias.shape[-2:]) != (self.n_q, self.n_k):
                 raise ValueError(f"bias must be (..., n_q={self.n_q}, n_k={self.n_k}), got {self.bias.shape}")
             if bool(xp.any(xp.isnan(self.bias) | (self.bias == xp.inf))):
-                raise ValueError("bias has entries that are NaN or +inf; only finite entries and -inf (hidden) make sense")
+                raise ValueError(
+                    "bias has entries that are NaN or +inf; only finite entries and -inf (hidden) make sense"
+                )
 
     def _check_every_query_sees_a_key(self) -> None:
         """A row without a visible key has no softmax; refuse it rather than invent one."""
         if self.key_mask is None and self.bias is None:
             return
         xp = self.xp
-        visible = None if self.key_mask is None else self.key_mask[..., None, :]
+        visible: Array = None if self.key_mask is None else self.key_mask[..., None, :]
         if self.bias is not None:
             shown = self.bias != -xp.inf
             visible = shown if visible is None else visible & shown
@@ -330,12 +342,11 @@ class UpdateProblem:
         return self.map(lambda a: namespace(a).astype(a, dtype, copy=False))
 
 
-def _check_floating(name: str, a: object) -> None:
+def _check_floating(name: str, a: Any) -> None:
     if not is_array(a):
         raise TypeError(f"{name} must be an array, got {type(a).__name__}; pass numpy.asarray({name}, dtype=float)")
-    xp = namespace(a)
-    if not xp.isdtype(a.dtype, "real floating") and str(a.dtype) not in {"float16", "bfloat16"}:  # type: ignore[attr-defined]
-        raise TypeError(f"{name} must be real and floating, got dtype {a.dtype}; convert it to float32 or float64")  # type: ignore[attr-defined]
+    if not namespace(a).isdtype(a.dtype, "real floating"):
+        raise TypeError(f"{name} must be real and floating, got dtype {a.dtype}; convert it to float32 or float64")
 
 
 def _check_matrix(name: str, a: Any) -> None:

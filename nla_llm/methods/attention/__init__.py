@@ -1,0 +1,1 @@
+"""Methods for attention: yardsticks, kernel features, random features."""

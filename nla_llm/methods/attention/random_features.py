@@ -1,0 +1,194 @@
+"""Random features for exp(q·k): a feature function composed with an ensemble of directions.
+
+With x = √scale q and y = √scale k every function here satisfies E φ(x)·φ(y) = exp(x·y) for directions ω ~ N(0, I),
+and its variance is known in closed form (:mod:`nla_llm.theory.random_features`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, InitVar, dataclass
+from math import log, sqrt
+from typing import TYPE_CHECKING, ClassVar, final
+
+from nla_llm.backend import Array, from_numpy, generator, namespace
+from nla_llm.methods.attention.kernel import Features, kernel_attention
+from nla_llm.methods.registry import Properties, Unsupported, register, require, whole_number
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nla_llm.operators import Operator
+    from nla_llm.problems import AttentionProblem
+
+__all__ = ["HyperbolicFeatures", "PositiveFeatures", "RandomFeatures", "TrigonometricFeatures", "draw_directions"]
+
+ENSEMBLES = ("iid", "orthogonal")
+
+
+def draw_directions(ensemble: str, m: int, d: int, rng: np.random.Generator) -> np.ndarray:
+    """Directions ω, an array (m, d) with E ω ωᵀ = I.
+
+    'iid' draws N(0, I); 'orthogonal' draws Haar-orthogonal blocks of d rows with independent χ_d norms, so that every
+    row is N(0, I) by itself (Choromanski et al. 2021, arXiv 2009.14794, section 2.4).
+    """
+    if ensemble == "iid":
+        return rng.standard_normal((m, d))
+    from nla_llm.linalg import orthogonal_directions  # noqa: PLC0415 - floor 1, loaded only where it is used
+
+    return orthogonal_directions(m, d, rng)
+
+
+@dataclass(frozen=True)
+class RandomFeatures(ABC):
+    """What the feature functions share: the draw of directions, recentring, normalisation.
+
+    Parameters
+    ----------
+    m
+        Number of directions drawn. Trigonometric and hyperbolic functions make two features of each.
+    directions
+        'iid' or 'orthogonal'.
+    orthogonal
+        ``orthogonal=True`` is short for ``directions="orthogonal"``.
+    recentre
+        Shift all keys by the constant −mean(k) − mean(q), which leaves softmax unchanged and lowers the variance:
+        mean |x + y|² drops by exactly |mean(x) + mean(y)|². It looks at all keys, so there is no causal form.
+    """
+
+    m: int
+    _: KW_ONLY
+    directions: str = "iid"
+    recentre: bool = False
+    orthogonal: InitVar[bool] = False
+
+    def __post_init__(self, orthogonal: bool) -> None:
+        whole_number("m", self.m)
+        if orthogonal:
+            object.__setattr__(self, "directions", "orthogonal")
+        if self.directions not in ENSEMBLES:
+            raise ValueError(f"directions must be one of {', '.join(ENSEMBLES)}, got {self.directions!r}")
+
+    features_per_direction: ClassVar[int] = 1
+    properties: ClassVar[Properties]
+
+    @staticmethod
+    @abstractmethod
+    def features(x: Array, projection: Array) -> Features:
+        """Features of x (..., n, d) from its projections ω·x (..., n, m), without the factor m^(-1/2)."""
+
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
+        """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); the same directions serve all heads."""
+        require(self, problem)
+        x, y = self._scaled(problem)
+        drawn = draw_directions(self.directions, self.m, problem.d, generator(rng))
+        omega = namespace(x).matrix_transpose(from_numpy(drawn, like=x, dtype=x.dtype))
+        return kernel_attention(
+            problem,
+            self.features(x, x @ omega),
+            self.features(y, y @ omega),
+            log_factor=-log(self.m * self.features_per_direction),
+            nonnegative=self.properties.nonnegative,
+        )
+
+    def _scaled(self, problem: AttentionProblem) -> tuple[Array, Array]:
+        """x and y with x·y equal to the logits, up to a constant of each row where the keys are recentred."""
+        root = sqrt(abs(problem.scale))
+        x, y = root * problem.q, (root if problem.scale >= 0 else -root) * problem.k
+        if not self.recentre:
+            return x, y
+        if problem.causal:
+            raise Unsupported("recentre=True shifts keys by the mean of all of them, which a causal method may not see")
+        return x, y - _mean_of_tokens(x, None) - _mean_of_tokens(y, problem.key_mask)
+
+
+def _mean_of_tokens(x: Array, mask: Array | None) -> Array:
+    xp = namespace(x)
+    if mask is None:
+        return xp.mean(x, axis=-2, keepdims=True)
+    weights = xp.astype(mask, x.dtype)[..., None]
+    return xp.sum(weights * x, axis=-2, keepdims=True) / xp.sum(weights, axis=-2, keepdims=True)
+
+
+def _half_square_norm(x: Array) -> Array:
+    return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
+
+
+def _promises(family: str, *, nonnegative: bool) -> Properties:
+    return Properties(
+        family=family,
+        budget="m",
+        converges=True,
+        unbiased=True,
+        deterministic=False,
+        nonnegative=nonnegative,
+        supports=frozenset({"causal", "key_mask"}),
+    )
+
+
+@register("positive_features")
+@final
+@dataclass(frozen=True)
+class PositiveFeatures(RandomFeatures):
+    """φ(x) = m^(-1/2) exp(ω·x − |x|²/2), the positive features of FAVOR+.
+
+    Choromanski et al. 2021, arXiv 2009.14794, Lemma 1. Unbiased, E φ(x)·φ(y) = exp(x·y);
+    relative variance (exp(|x+y|²) − 1)/m with i.i.d. directions (Lemma 2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = 0.1 * np.eye(3)
+    >>> P = PositiveFeatures(64, orthogonal=True)(AttentionProblem(q, q), rng=0)
+    >>> P.shape, P.nonnegative
+    ((3, 3), True)
+    """
+
+    properties: ClassVar[Properties] = _promises("positive", nonnegative=True)
+
+    @staticmethod
+    def features(x: Array, projection: Array) -> Features:
+        """One exponential for each direction."""
+        return Features(log=projection - _half_square_norm(x))
+
+
+@register("hyperbolic_features")
+@final
+@dataclass(frozen=True)
+class HyperbolicFeatures(RandomFeatures):
+    """φ(x) = (2m)^(-1/2) exp(−|x|²/2) [exp(ω·x), exp(−ω·x)] (Choromanski et al. 2021, arXiv 2009.14794, Lemma 1).
+
+    Unbiased; relative variance (cosh |x+y|² − 1)/m with i.i.d. directions (Lemma 2).
+    """
+
+    properties: ClassVar[Properties] = _promises("hyperbolic", nonnegative=True)
+    features_per_direction: ClassVar[int] = 2
+
+    @staticmethod
+    def features(x: Array, projection: Array) -> Features:
+        """Two exponentials for each direction."""
+        norm = _half_square_norm(x)
+        return Features(log=namespace(x).concat([projection - norm, -projection - norm], axis=-1))
+
+
+@register("trigonometric_features")
+@final
+@dataclass(frozen=True)
+class TrigonometricFeatures(RandomFeatures):
+    """φ(x) = m^(-1/2) exp(|x|²/2) [cos ω·x, sin ω·x] for x of norm |x|.
+
+    Rahimi and Recht 2007; for softmax Choromanski et al. 2021, arXiv 2009.14794, eq. 4. Unbiased;
+    relative variance exp(|x−y|²)(1 − exp(−|x−y|²))²/(2m) with i.i.d. directions (Lemma 2). Entries and even row sums
+    may be negative; the share of negative row sums is reported by the operator.
+    """
+
+    properties: ClassVar[Properties] = _promises("trigonometric", nonnegative=False)
+
+    @staticmethod
+    def features(x: Array, projection: Array) -> Features:
+        """A cosine and a sine for each direction, with the norm as a logarithmic scale of the row."""
+        xp = namespace(x)
+        return Features(
+            amplitude=xp.concat([xp.cos(projection), xp.sin(projection)], axis=-1), log=_half_square_norm(x)
+        )

@@ -1,0 +1,141 @@
+"""What every approximation is compared with: doing nothing, and the best possible of a given rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from nla_llm.backend import Array, device_of, generator, namespace
+from nla_llm.methods.attention.kernel import Features, kernel_attention
+from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.operators import Dense, LowRank, Operator, Product, Selection
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nla_llm.problems import AttentionProblem
+
+__all__ = ["OptimalRank", "RandomKeys", "Uniform"]
+
+
+@register("uniform")
+@final
+@dataclass(frozen=True)
+class Uniform:
+    """Every query attends equally to all keys that it sees: the mean of v. Doing nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = np.zeros((2, 1))
+    >>> Uniform()(AttentionProblem(q, q)).dense().tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
+    """
+
+    properties: ClassVar[Properties] = Properties(
+        family="uniform", target="mean", nonnegative=True, shift_invariant=True, yardstick=True,
+        supports=frozenset({"causal", "key_mask"}),
+    )  # fmt: skip
+
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
+        """Operator of rank one, its lower triangle where the problem is causal."""
+        require(self, problem)
+        queries, keys = Features(_column_of_ones(problem.q)), Features(_column_of_ones(problem.k))
+        return kernel_attention(problem, queries, keys, nonnegative=True)
+
+
+@register("random_keys")
+@final
+@dataclass(frozen=True)
+class RandomKeys:
+    """Softmax over m keys drawn uniformly without replacement: what the same budget buys without any idea.
+
+    In the causal form the first key always belongs to the sample, since the first query sees no other. Masked keys are
+    drawn last. The same sample serves all heads with the same mask.
+    """
+
+    m: int
+    properties: ClassVar[Properties] = Properties(
+        family="random keys", target="mean", budget="m", nonnegative=True, deterministic=False, shift_invariant=True,
+        permutation_equivariant=False, yardstick=True, supports=frozenset({"causal", "key_mask"}),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        whole_number("m", self.m)
+
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
+        """Operator of rank m: softmax on the sample, times the selection of the sample."""
+        require(self, problem)
+        if self.m > problem.n_k:
+            raise ValueError(f"m={self.m} keys cannot be drawn without replacement from n_k={problem.n_k}")
+        xp, q = problem.xp, problem.q
+        priority = generator(rng).random(problem.n_k)
+        if problem.causal:
+            priority[0] = -1.0
+        order = xp.asarray(priority, device=device_of(q))
+        if problem.key_mask is not None:
+            order = xp.where(problem.key_mask, order, xp.asarray(2.0, dtype=order.dtype, device=device_of(q)))
+        sample = Selection(xp.sort(xp.argsort(order, axis=-1)[..., : self.m], axis=-1), problem.n_k, like=q)
+        logits = (problem.scale * q) @ xp.matrix_transpose(sample @ problem.k)
+        visible = self._visible(problem, sample)
+        if visible is not None:
+            logits = xp.where(visible, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(q)))
+        weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+        weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+        return Product(Dense(weights, nonnegative=True), sample)
+
+    @staticmethod
+    def _visible(problem: AttentionProblem, sample: Selection) -> Array | None:
+        """Which of the sampled keys a query sees, (..., n_q, m)."""
+        xp = problem.xp
+        visible = None
+        if problem.causal:
+            rows = xp.arange(problem.n_q, device=device_of(problem.q))
+            visible = sample.index[..., None, :] <= rows[:, None]
+        if problem.key_mask is not None:
+            kept = sample.gather(xp.astype(problem.key_mask, problem.q.dtype)[..., None])[..., 0] > 0
+            visible = kept[..., None, :] if visible is None else visible & kept[..., None, :]
+        return visible
+
+
+@register("optimal_rank")
+@final
+@dataclass(frozen=True)
+class OptimalRank:
+    """The best matrix of rank m in every unitarily invariant norm: the truncated singular value decomposition of P.
+
+    Eckart and Young 1936, Mirsky 1960. Not a method but a floor: it costs more than what it replaces. Computed in
+    float64 from the exact matrix, densely up to n = 2048 and by block Krylov iteration beyond.
+    """
+
+    m: int
+    properties: ClassVar[Properties] = Properties(
+        family="optimal rank", budget="m", converges=True, row_stochastic=False, shift_invariant=True, yardstick=True,
+        supports=frozenset({"causal", "window", "key_mask", "bias"}),
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        whole_number("m", self.m)
+
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
+        """Operator of class LowRank."""
+        require(self, problem)
+        if self.m > min(problem.n_q, problem.n_k):
+            raise ValueError(f"m={self.m} exceeds the dimensions of the matrix, {problem.n_q} x {problem.n_k}")
+        exact = problem.exact()
+        xp = problem.xp
+        if max(problem.n_q, problem.n_k) <= 2048:
+            u, s, vt = xp.linalg.svd(exact.dense(), full_matrices=False)
+            v = xp.matrix_transpose(vt)
+        else:
+            from nla_llm.linalg import truncated_svd  # noqa: PLC0415 - floor 1, loaded only where it is used
+
+            u, s, v = truncated_svd(exact, self.m, rng=0 if rng is None else rng)
+        m = self.m
+        return LowRank(u[..., :, :m] * s[..., None, :m], v[..., :, :m])
+
+
+def _column_of_ones(x: Array) -> Array:
+    xp = namespace(x)
+    return xp.ones((*x.shape[:-1], 1), dtype=x.dtype, device=device_of(x))

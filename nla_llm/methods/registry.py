@@ -1,0 +1,232 @@
+"""What a method is, what it promises, and the names under which methods are found."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from nla_llm.operators import Operator
+
+__all__ = [
+    "Method",
+    "Properties",
+    "Unsupported",
+    "describe",
+    "method",
+    "methods",
+    "properties_of",
+    "register",
+    "require",
+]
+
+FAMILIES = (
+    "nla_llm.methods.attention.yardsticks",
+    "nla_llm.methods.attention.kernel",
+    "nla_llm.methods.attention.random_features",
+    "nla_llm.methods.update.truncation",
+)
+
+T = TypeVar("T", bound=type)
+_registry: dict[str, type] = {}
+
+
+class Unsupported(ValueError):  # noqa: N818 - a refusal with a reason, not a malfunction
+    """A method has no form for what the problem asks (causality, a window, a mask, a bias)."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Anything that turns a problem into an operator. Nothing has to be subclassed.
+
+    Optional attributes, read with ``getattr``: ``properties`` (:class:`Properties`), ``cost(problem)``,
+    ``theory(problem)``. What is absent is reported as absent, never assumed.
+    """
+
+    def __call__(self, problem: Any, rng: int | np.random.Generator | None = None) -> Operator:
+        """Operator that stands in for ``problem.exact()``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What a method declares; the conformance suite checks every sentence of it.
+
+    Attributes
+    ----------
+    problem
+        "attention" or "update".
+    family
+        One word for figures and tables; methods of a family share a colour.
+    target
+        What the operator approximates as its budget grows: "softmax", "update", or the name of another kernel.
+    budget
+        Name of the field that buys accuracy, or None.
+    converges
+        The error against the target falls towards rounding as the budget grows.
+    unbiased
+        The kernel before the division by row sums has the mean exp(logits), for every budget.
+    row_stochastic
+        Rows sum to one.
+    nonnegative
+        No entry is negative.
+    deterministic
+        ``rng`` is not needed.
+    shift_invariant
+        Adding a constant vector to all keys changes the result by rounding only.
+    permutation_equivariant
+        Permuting the keys permutes the columns of the result.
+    yardstick
+        Not an approximation but something to compare with: it is not expected to converge.
+    partial
+        May refuse some data with a FloatingPointError (a row whose kernel sums to zero).
+    supports
+        Which of "causal", "window", "key_mask", "bias" it has a form for.
+    """
+
+    problem: str = "attention"
+    family: str = "other"
+    target: str = "softmax"
+    budget: str | None = None
+    converges: bool = False
+    unbiased: bool = False
+    row_stochastic: bool = True
+    nonnegative: bool = False
+    deterministic: bool = True
+    shift_invariant: bool = False
+    permutation_equivariant: bool = True
+    yardstick: bool = False
+    partial: bool = False
+    supports: frozenset[str] = frozenset()
+
+
+def register(name: str) -> Callable[[T], T]:
+    """Class decorator: make a method known under ``name``.
+
+    Raises
+    ------
+    ValueError
+        If another class holds the name already.
+    """
+
+    def add(cls: T) -> T:
+        holder = _registry.get(name)
+        if holder is not None and holder.__qualname__ != cls.__qualname__:
+            raise ValueError(f"the name {name!r} is taken by {holder.__module__}.{holder.__qualname__}; choose another")
+        _registry[name] = cls
+        cls.name = name  # type: ignore[attr-defined]
+        return cls
+
+    return add
+
+
+def methods() -> tuple[str, ...]:
+    """Registered names, those of installed packages (entry-point group ``nla_llm.methods``) included.
+
+    Examples
+    --------
+    >>> "optimal_rank" in methods()
+    True
+    """
+    _load()
+    return tuple(sorted(_registry))
+
+
+def method(name: str, **options: Any) -> Any:
+    """Make the method that is registered under ``name``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such name, or no such option; the message names the nearest.
+
+    Examples
+    --------
+    >>> method("positive_features", m=16).m
+    16
+    """
+    _load()
+    if name not in _registry:
+        raise ValueError(f"unknown method {name!r}{_nearest(name, _registry)}; nl.methods() lists all")
+    cls = _registry[name]
+    known = list(cls.__dataclass_fields__) if is_dataclass(cls) else list(options)
+    for option in options:
+        if option not in known:
+            hint = _nearest(option, known)
+            raise ValueError(f"{name} has no option {option!r}{hint}; its options are {', '.join(known) or 'none'}")
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}; its options are {', '.join(known) or 'none'}") from error
+
+
+def describe(m: Any) -> dict[str, Any]:
+    """Name and hyper-parameters of a method as plain values, enough to make it again.
+
+    Examples
+    --------
+    >>> describe(method("random_keys", m=8))
+    {'method': 'random_keys', 'm': 8}
+    """
+    options = {f.name: getattr(m, f.name) for f in fields(m)} if is_dataclass(m) else {}
+    return {"method": getattr(m, "name", type(m).__name__), **options}
+
+
+def properties_of(m: Any) -> Properties:
+    """The declared properties of a method, the most modest ones where it declares none."""
+    return getattr(m, "properties", None) or Properties(row_stochastic=False, permutation_equivariant=False)
+
+
+def require(m: Any, problem: Any) -> None:
+    """Refuse a problem whose structure the method has no form for.
+
+    Raises
+    ------
+    Unsupported
+        Naming what is missing and what the method does support.
+    TypeError
+        If the problem is of the wrong kind.
+    """
+    properties, name = properties_of(m), describe(m)["method"]
+    kind = {"attention": "AttentionProblem", "update": "UpdateProblem"}[properties.problem]
+    if type(problem).__name__ != kind:
+        raise TypeError(f"{name} takes an {kind}, got {type(problem).__name__}")
+    missing = sorted(problem.structure - properties.supports)
+    if missing:
+        have = ", ".join(sorted(properties.supports)) or "none of them"
+        raise Unsupported(f"{name} has no form with {' and '.join(missing)}; of these structures it supports {have}")
+
+
+def whole_number(name: str, value: Any, *, at_least: int = 1) -> None:
+    """Raise a sentence unless ``value`` is a whole number that is large enough."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} must be a whole number >= {at_least}, got {value!r}")
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+_loaded = False
+
+
+def _load() -> None:
+    """Import the families once, then whatever other packages offer."""
+    global _loaded  # noqa: PLW0603 - imports happen once in a process
+    if _loaded:
+        return
+    _loaded = True
+    for module in FAMILIES:
+        import_module(module)
+    for entry in entry_points(group="nla_llm.methods"):
+        loaded = entry.load()
+        if isinstance(loaded, type):
+            register(entry.name)(loaded)

@@ -1,0 +1,71 @@
+"""Updates replaced by their truncated singular value decomposition, or by nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from nla_llm.backend import device_of
+from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.operators import LowRank
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nla_llm.problems import UpdateProblem
+
+__all__ = ["TruncatedSVD", "ZeroUpdate"]
+
+
+@register("truncated_svd")
+@final
+@dataclass(frozen=True)
+class TruncatedSVD:
+    """The best update of rank r in every unitarily invariant norm (Eckart and Young 1936, Mirsky 1960).
+
+    The factors are ``left`` = U Σ (d_out, r) and ``right`` = V (d_in, r).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import UpdateProblem
+    >>> B = TruncatedSVD(1)(UpdateProblem(np.diag([3.0, 1.0])))
+    >>> float(abs(B.dense()).max())
+    3.0
+    """
+
+    rank: int
+    properties: ClassVar[Properties] = Properties(
+        problem="update", family="truncated svd", target="update", budget="rank", converges=True, row_stochastic=False
+    )
+
+    def __post_init__(self) -> None:
+        whole_number("rank", self.rank)
+
+    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRank:
+        """Operator of class LowRank, computed in the precision of the update."""
+        require(self, problem)
+        if self.rank > min(problem.d_out, problem.d_in):
+            raise ValueError(f"rank={self.rank} exceeds the dimensions of the update, {problem.d_out} x {problem.d_in}")
+        xp, r = problem.xp, self.rank
+        u, s, vt = xp.linalg.svd(problem.delta, full_matrices=False)
+        return LowRank(u[..., :, :r] * s[..., None, :r], xp.matrix_transpose(vt[..., :r, :]))
+
+
+@register("zero_update")
+@final
+@dataclass(frozen=True)
+class ZeroUpdate:
+    """No update at all: the yardstick of doing nothing, with relative error one."""
+
+    properties: ClassVar[Properties] = Properties(
+        problem="update", family="zero update", target="zero", row_stochastic=False, nonnegative=True, yardstick=True
+    )
+
+    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRank:
+        """The zero operator as a product of rank at most one."""
+        require(self, problem)
+        xp, batch = problem.xp, problem.batch_shape
+        kind = {"dtype": problem.delta.dtype, "device": device_of(problem.delta)}
+        left, right = xp.zeros((*batch, problem.d_out, 1), **kind), xp.zeros((*batch, problem.d_in, 1), **kind)
+        return LowRank(left, right, nonnegative=True)
