@@ -1,0 +1,93 @@
+"""The language model that comes with the package, a few million parameters trained on Python's standard library."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nla_llm.problems.checkpoint import read_json
+from nla_llm.problems.llama import LlamaModel, load_llama
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["embedded_directory", "embedded_model", "heldout_files", "heldout_tokens", "training_record"]
+
+
+def embedded_directory() -> Path:
+    """Directory of the shipped model: config.json, model.safetensors, tokenizer.json, heldout.npz, training.json.
+
+    Examples
+    --------
+    >>> (embedded_directory() / "model.safetensors").is_file()
+    True
+    """
+    return Path(str(files("nla_llm") / "data" / "tiny_lm"))
+
+
+@cache
+def embedded_model() -> LlamaModel:
+    """The shipped model, in float32 from float16 weights, exactly; the same object at every call.
+
+    Examples
+    --------
+    >>> embedded_model()
+    LlamaModel(6 layers, 6 heads of 32 over 2 key-value heads, hidden 192, vocabulary 2048)
+    """
+    return load_llama(embedded_directory())
+
+
+def heldout_tokens(n: int | None = None, piece: int = 0) -> NDArray[np.int64]:
+    """The first n token ids (n,) of a text that the model was not trained on; the whole piece unless n is given.
+
+    Raises
+    ------
+    ValueError
+        If there is no such piece or it is shorter than n.
+
+    Examples
+    --------
+    >>> heldout_tokens(16).shape, heldout_tokens(piece=1).shape
+    ((16,), (1024,))
+    """
+    tokens, offsets, names = _heldout()
+    if not 0 <= piece < len(names):
+        raise ValueError(f"piece must be in 0 ... {len(names) - 1}, got {piece}")
+    found = tokens[offsets[piece] : offsets[piece + 1]]
+    if n is not None and not 1 <= n <= len(found):
+        raise ValueError(f"n must be in 1 ... {len(found)}, the length of piece {piece}, got {n}")
+    return found[:n].astype(np.int64)
+
+
+def heldout_files() -> list[str]:
+    """Names of the held-out files, one per piece of :func:`heldout_tokens`.
+
+    Examples
+    --------
+    >>> all(name.endswith(".py") for name in heldout_files())
+    True
+    """
+    return list(_heldout()[2])
+
+
+def training_record() -> dict[str, Any]:
+    """How the shipped model was trained: options, seed, data listing, versions, training curve, final losses.
+
+    Examples
+    --------
+    >>> record = training_record()
+    >>> record["validation_loss"] < record["validation_unigram_entropy"] - 2
+    True
+    """
+    return read_json(embedded_directory() / "training.json", missing="the record of the training is gone")
+
+
+@cache
+def _heldout() -> tuple[NDArray[np.uint16], NDArray[np.int64], tuple[str, ...]]:
+    """Tokens of all pieces one after the other, where each begins and the last ends, and their names."""
+    with np.load(embedded_directory() / "heldout.npz", allow_pickle=False) as held:
+        return held["tokens"], held["offsets"], tuple(str(name) for name in held["files"])

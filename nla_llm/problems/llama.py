@@ -1,0 +1,430 @@
+"""Language models in the Llama layout: a forward pass in which any method can replace the attention of any layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from nla_llm.backend import Array, from_numpy, namespace, to_numpy
+from nla_llm.operators import LowRank, Operator
+from nla_llm.problems._llama_functions import cross_entropy, merge_heads, rms_norm, rotate, silu, split_heads, wide
+from nla_llm.problems._llama_weights import StoredWeights, check_weights
+from nla_llm.problems.checkpoint import Checkpoint
+from nla_llm.problems.llama_config import LlamaConfig, Rotary
+from nla_llm.problems.problem import AttentionProblem
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+__all__ = ["LlamaConfig", "LlamaModel", "Rotary", "load_llama"]
+
+Method = Callable[..., Operator]  # method(problem, rng=...) -> Operator
+Tokens = Any  # (n,) or (batch, n) integers, as an array or nested lists; or a text
+
+_EMBEDDING = "model.embed_tokens.weight"
+
+
+@final
+class LlamaModel:
+    """Causal language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+    The layout is that of Touvron et al. 2023, arXiv 2302.13971. Everything is computed in the library, on the device and in the dtype of the weights. Sequences of a batch have one
+    length and no padding.
+
+    Parameters
+    ----------
+    config
+        Shape of the model.
+    weights
+        Name → array for the names and shapes of ``config.shapes()``.
+    directory
+        Where tokenizer.json lies, for texts; token ids need none.
+
+    Raises
+    ------
+    ValueError
+        If a weight is missing or has another shape.
+
+    Examples
+    --------
+    >>> from nla_llm.problems.embedded import embedded_model, heldout_tokens
+    >>> model, tokens = embedded_model(), heldout_tokens(64)
+    >>> model.logits(tokens).shape
+    (64, 2048)
+    >>> problem = model.capture(tokens, layers=[2])[0]
+    >>> problem.q.shape, problem.k.shape
+    ((2, 3, 64, 32), (2, 1, 64, 32))
+    """
+
+    def __init__(
+        self, config: LlamaConfig, weights: Mapping[str, Array], *, directory: str | PathLike[str] | None = None
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self._biases = frozenset(name for name in config.shapes() if name.endswith(".bias"))
+        self.directory = None if directory is None else Path(directory)
+        if not isinstance(weights, StoredWeights):  # those were checked against the headers
+            check_weights(config, weights)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"LlamaModel({c.num_hidden_layers} layers, {c.num_attention_heads} heads of {c.head_dim} over "
+            f"{c.num_key_value_heads} key-value heads, hidden {c.hidden_size}, vocabulary {c.vocab_size})"
+        )
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    @property
+    def xp(self) -> Any:
+        """Array namespace of the weights."""
+        return namespace(self.embedding)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the weights, in which the model computes."""
+        return self.embedding.dtype
+
+    @property
+    def embedding(self) -> Array:
+        """Embedding matrix (vocab_size, hidden_size), a row per token."""
+        return self.weights[_EMBEDDING]
+
+    @property
+    def head(self) -> Array:
+        """Output matrix (vocab_size, hidden_size); the embedding where the two are tied."""
+        return self.embedding if self.config.tie_word_embeddings else self.weights["lm_head.weight"]
+
+    def query_key(self, layer: int, head: int) -> LowRank:
+        """W_Qᵀ W_K of a query head and the key head that it reads, (hidden_size, hidden_size) of rank ≤ head_dim.
+
+        The logit of normalised inputs x_i, x_j at the same position is x_iᵀ W_Qᵀ W_K x_j / √head_dim: the scale, the
+        rotation, biases and the gain of the norm are left out.
+
+        Examples
+        --------
+        >>> from nla_llm.problems.embedded import embedded_model
+        >>> embedded_model().query_key(0, 5)
+        LowRank(192, 192)
+        """
+        c = self.config
+        self._check_layer(layer)
+        if not 0 <= head < c.num_attention_heads:
+            raise ValueError(f"head must be in 0 ... {c.num_attention_heads - 1}, got {head}")
+        d = c.head_dim
+        kv = head // c.group
+        w_q = self.weights[f"model.layers.{layer}.self_attn.q_proj.weight"][head * d : (head + 1) * d, :]
+        w_k = self.weights[f"model.layers.{layer}.self_attn.k_proj.weight"][kv * d : (kv + 1) * d, :]
+        xp = namespace(w_q)
+        return LowRank(xp.matrix_transpose(w_q), xp.matrix_transpose(w_k))
+
+    # -- what it is asked ------------------------------------------------------------------------------------------
+
+    def logits(
+        self,
+        tokens: Tokens,
+        *,
+        attention: Mapping[int, Method] | None = None,
+        rng: int | None = None,
+        embedding: Array | Operator | None = None,
+        tie: bool = True,
+    ) -> Array:
+        """Logits of the next token, (n, vocab_size) or (batch, n, vocab_size).
+
+        Parameters
+        ----------
+        tokens
+            Token ids (n,) or (batch, n), or a text (needs ``tokenizers``).
+        attention
+            Layer → method that replaces exact attention there: a callable ``method(problem, rng=...)`` that returns an
+            operator for a causal problem with q (batch, h_kv, g, n, d) and k (batch, h_kv, 1, n, d).
+        rng
+            Seed for methods that draw; the generator of a layer depends on it and the layer alone.
+        embedding
+            Matrix (vocab_size, hidden_size) in the place of the embedding, as an array or an operator.
+        tie
+            Whether ``embedding`` also replaces the output matrix of a model whose two are tied.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If tokens, layers or the embedding do not fit the model.
+        FloatingPointError
+            If a replaced attention returned a NaN or an infinity; it names the layer.
+        """
+        change = self._change(attention, rng, embedding, tie)
+        return self._trunk(self._token_ids(tokens), change) @ self.xp.matrix_transpose(change.head)
+
+    def loss(
+        self,
+        tokens: Tokens,
+        *,
+        attention: Mapping[int, Method] | None = None,
+        rng: int | None = None,
+        embedding: Array | Operator | None = None,
+        tie: bool = True,
+        per_token: bool = False,
+    ) -> Any:
+        """Cross-entropy of tokens 1 ... n − 1 given those before them, in nats per token.
+
+        Takes the arguments of :meth:`logits`. Returns the mean, a float; with ``per_token`` the loss of each token,
+        an array (n − 1,) or (batch, n − 1).
+
+        Examples
+        --------
+        >>> from nla_llm.problems.embedded import embedded_model, heldout_tokens
+        >>> embedded_model().loss(heldout_tokens(256)) < 6.0  # log 2048 = 7.6 without knowing anything
+        True
+        """
+        ids = self._token_ids(tokens, targets=1)
+        if ids.shape[-1] < 2:
+            raise ValueError("the loss needs at least two tokens: it scores each token given those before it")
+        change = self._change(attention, rng, embedding, tie)
+        hidden = self._trunk(ids[..., :-1], change)
+        values = cross_entropy(hidden, ids[..., 1:], change.head)
+        return values if per_token else float(np.mean(to_numpy(values), dtype=np.float64))
+
+    def perplexity(self, tokens: Tokens, **options: Any) -> float:
+        """exp of the mean :meth:`loss`, with its arguments."""
+        return math.exp(self.loss(tokens, **options))
+
+    def capture(self, tokens: Tokens, layers: Iterable[int] | None = None) -> list[AttentionProblem]:
+        """The attention problems that exact attention solves on some tokens, one per layer.
+
+        Parameters
+        ----------
+        tokens
+            Token ids (n,) or (batch, n), or a text (needs ``tokenizers``).
+        layers
+            Which layers, in this order; all unless given. Layers above the highest are not computed.
+
+        Returns
+        -------
+        list of AttentionProblem
+            Causal, q (h_kv, g, n, d) and k (h_kv, 1, n, d) after rotation, v (h_kv, 1, n, d); a batch axis comes first.
+            Query head i of the model is q[i // g, i % g].
+        """
+        wanted = list(range(self.config.num_hidden_layers)) if layers is None else list(layers)
+        for layer in wanted:
+            self._check_layer(layer)
+        found: dict[int, AttentionProblem] = {}
+        change = self._change(None, None, None, tie=True)
+        ids = self._token_ids(tokens)
+        x, rotation = self._embed(ids, change), self._rotation(ids.shape[-1])
+        for layer in range(max(wanted, default=-1) + 1):
+            problem = self._problem(layer, x, rotation)
+            if layer in wanted:
+                found[layer] = problem
+            if layer < max(wanted):
+                x = x + self._attention(layer, problem, change)
+                x = x + self._mlp(layer, x)
+        return [found[layer] for layer in wanted]
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Token ids (n,) of a text, by the tokenizer.json beside the weights.
+
+        Raises
+        ------
+        ImportError
+            If ``tokenizers`` is not installed.
+        ValueError
+            If the model has no tokenizer.
+        """
+        path = None if self.directory is None else self.directory / "tokenizer.json"
+        if path is None or not path.is_file():
+            raise ValueError(f"no tokenizer.json beside the weights (directory {self.directory}); pass token ids")
+        try:
+            import tokenizers  # noqa: PLC0415 - optional
+        except ImportError as error:
+            raise ImportError(
+                'a text needs the package tokenizers: pip install "nla-llm[hf]"; token ids work without'
+            ) from error
+        return np.asarray(tokenizers.Tokenizer.from_file(str(path)).encode(text).ids, dtype=np.int64)
+
+    # -- forward pass ----------------------------------------------------------------------------------------------
+
+    def _trunk(self, ids: Array, change: _Change) -> Array:
+        """Hidden states after the last norm, (..., n, hidden_size)."""
+        x, rotation = self._embed(ids, change), self._rotation(ids.shape[-1])
+        for layer in range(self.config.num_hidden_layers):
+            x = x + self._attention(layer, self._problem(layer, x, rotation), change)
+            x = x + self._mlp(layer, x)
+        return self._norm(x, "model.norm")
+
+    def _embed(self, ids: Array, change: _Change) -> Array:
+        xp = self.xp
+        rows = xp.take(change.embedding, xp.reshape(ids, (-1,)), axis=0)
+        return xp.reshape(rows, (*ids.shape, self.config.hidden_size))
+
+    def _rotation(self, n: int) -> tuple[Array, Array]:
+        """Cosines and sines (n, head_dim / 2) of the rotary positions, computed in float64."""
+        angle = np.outer(np.arange(n), self.config.rotary.frequencies(self.config.head_dim))
+        cos, sin = (from_numpy(f(angle), like=self.embedding, dtype=self.dtype) for f in (np.cos, np.sin))
+        return cos, sin
+
+    def _problem(self, layer: int, x: Array, rotation: tuple[Array, Array]) -> AttentionProblem:
+        """Attention problem of a layer whose input is x (..., n, hidden_size)."""
+        c, name = self.config, f"model.layers.{layer}.self_attn"
+        x = self._norm(x, f"model.layers.{layer}.input_layernorm")
+        q = split_heads(self._linear(x, f"{name}.q_proj"), c.num_key_value_heads, c.group)
+        k = split_heads(self._linear(x, f"{name}.k_proj"), c.num_key_value_heads, 1)
+        v = split_heads(self._linear(x, f"{name}.v_proj"), c.num_key_value_heads, 1)
+        return AttentionProblem(rotate(q, *rotation), rotate(k, *rotation), v, scale=c.head_dim**-0.5, causal=True)
+
+    def _attention(self, layer: int, problem: AttentionProblem, change: _Change) -> Array:
+        """What the attention of a layer adds, (..., n, hidden_size)."""
+        xp, method = self.xp, change.attention.get(layer)
+        if method is None:
+            operator = problem.exact(dtype=wide(problem.q))
+        else:
+            operator = method(problem, rng=change.generator(layer))
+        heads = operator @ xp.astype(problem.v, operator.dtype, copy=False)
+        if method is not None and not bool(xp.all(xp.isfinite(heads))):
+            raise FloatingPointError(f"the method {method!r} in layer {layer} gave NaN or infinite outputs")
+        heads = merge_heads(xp.astype(heads, self.dtype, copy=False))
+        return self._linear(heads, f"model.layers.{layer}.self_attn.o_proj")
+
+    def _mlp(self, layer: int, x: Array) -> Array:
+        """What the feed-forward part of a layer adds, down(silu(gate x) · up x) (Shazeer 2020, arXiv 2002.05202)."""
+        name = f"model.layers.{layer}"
+        x = self._norm(x, f"{name}.post_attention_layernorm")
+        inner = silu(self._linear(x, f"{name}.mlp.gate_proj")) * self._linear(x, f"{name}.mlp.up_proj")
+        return self._linear(inner, f"{name}.mlp.down_proj")
+
+    def _linear(self, x: Array, name: str) -> Array:
+        y = x @ self.xp.matrix_transpose(self.weights[f"{name}.weight"])
+        bias = f"{name}.bias"
+        return y + self.weights[bias] if bias in self._biases else y
+
+    def _norm(self, x: Array, name: str) -> Array:
+        return rms_norm(x, self.weights[f"{name}.weight"], self.config.rms_norm_eps)
+
+    # -- arguments -------------------------------------------------------------------------------------------------
+
+    def _token_ids(self, tokens: Tokens, targets: int = 0) -> Array:
+        """Token ids, validated, in the model's library; the last ``targets`` of them are not read by the model."""
+        c = self.config
+        ids = np.asarray(self.encode(tokens)) if isinstance(tokens, str) else _as_numpy(tokens)
+        if ids.ndim not in {1, 2} or ids.size == 0:
+            raise ValueError(f"tokens must have shape (n,) or (batch, n) and not be empty, got shape {ids.shape}")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise TypeError(f"tokens must be integers, got {ids.dtype}")
+        if ids.min() < 0 or ids.max() >= c.vocab_size:
+            raise ValueError(f"tokens must lie in 0 ... {c.vocab_size - 1}, got {ids.min()} ... {ids.max()}")
+        if ids.shape[-1] - targets > c.max_position_embeddings:
+            raise ValueError(
+                f"got {ids.shape[-1]} tokens, the model takes at most {c.max_position_embeddings + targets} "
+                f"(max_position_embeddings = {c.max_position_embeddings}); pass fewer"
+            )
+        return from_numpy(ids.astype(np.int64), like=self.embedding)
+
+    def _change(
+        self, attention: Mapping[int, Method] | None, rng: int | None, embedding: Array | Operator | None, tie: bool
+    ) -> _Change:
+        if attention is not None and not isinstance(attention, Mapping):
+            raise TypeError(f"attention must map layers to methods, got {attention!r}; pass {{layer: method}}")
+        for layer, method in (attention or {}).items():
+            self._check_layer(layer)
+            if not callable(method):
+                raise TypeError(f"attention[{layer}] must be a method, a callable, got {method!r}")
+        if rng is not None and (isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0):
+            raise TypeError(
+                f"rng must be an integer ≥ 0 (each layer derives its generator from it) or None, got {rng!r}"
+            )
+        if embedding is None:
+            return _Change(self.embedding, self.head, attention or {}, rng)
+        matrix = self._as_embedding(embedding)
+        return _Change(matrix, matrix if tie and self.config.tie_word_embeddings else self.head, attention or {}, rng)
+
+    def _as_embedding(self, embedding: Array | Operator) -> Array:
+        matrix = embedding.dense() if isinstance(embedding, Operator) else embedding
+        if matrix.shape != self.embedding.shape:
+            raise ValueError(f"embedding must have shape {tuple(self.embedding.shape)}, got {tuple(matrix.shape)}")
+        xp = self.xp
+        if namespace(matrix) is not xp:
+            matrix = from_numpy(to_numpy(matrix), like=self.embedding)
+        if not bool(xp.all(xp.isfinite(matrix))):
+            raise ValueError("embedding has entries that are NaN or infinite")
+        return xp.astype(matrix, self.dtype, copy=False)
+
+    def _check_layer(self, layer: int) -> None:
+        if isinstance(layer, bool) or not isinstance(layer, int | np.integer):
+            raise TypeError(f"a layer must be an integer, got {layer!r}")
+        if not 0 <= layer < self.config.num_hidden_layers:
+            raise ValueError(f"layer must be in 0 ... {self.config.num_hidden_layers - 1}, got {layer}")
+
+
+def load_llama(
+    directory: str | PathLike[str], *, dtype: Any = np.float32, like: Array | None = None, keep: bool = True
+) -> LlamaModel:
+    """Open a checkpoint directory in the Llama layout: config.json and safetensors weights, single or sharded.
+
+    Names, shapes and stored dtypes are checked at once; a weight is read, and checked to be finite, when a computation
+    first needs it.
+
+    Parameters
+    ----------
+    directory
+        Directory with config.json, the weights and, for texts, tokenizer.json.
+    dtype
+        In which the model computes: a name, a NumPy dtype or one of the library of ``like``. Float16 and bfloat16
+        weights fit float32 exactly; a narrower ``dtype`` rounds them to nearest.
+    like
+        An array of the library and on the device that shall hold the weights; NumPy unless given.
+    keep
+        Whether weights stay in memory once read. False reads them anew in each forward pass, for a model that is larger
+        than the memory.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is missing, broken, pickled or of another layout; the sentence names the file and the tensor.
+    TypeError
+        If ``dtype`` is not floating in that library.
+
+    Examples
+    --------
+    >>> from nla_llm.problems.embedded import embedded_directory
+    >>> load_llama(embedded_directory(), dtype="float64").dtype
+    dtype('float64')
+    """
+    checkpoint = Checkpoint(directory)
+    config = LlamaConfig.from_json(checkpoint.directory / "config.json")
+    like = np.empty(0) if like is None else like
+    weights = StoredWeights(checkpoint, config, like=like, dtype=_library_dtype(like, dtype), keep=keep)
+    return LlamaModel(config, weights, directory=checkpoint.directory)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What a call puts in the place of the model's own parts."""
+
+    embedding: Array
+    head: Array
+    attention: Mapping[int, Method]
+    seed: int | None
+
+    def generator(self, layer: int) -> np.random.Generator | None:
+        """Generator of a layer; it depends on the seed and the layer alone."""
+        return None if self.seed is None else np.random.default_rng([self.seed, layer])
+
+
+def _as_numpy(tokens: Any) -> NDArray[Any]:
+    return to_numpy(tokens) if hasattr(tokens, "shape") else np.asarray(tokens)
+
+
+def _library_dtype(like: Array, dtype: Any) -> Any:
+    """Dtype of the library of ``like`` by name, by NumPy dtype, or as it is."""
+    xp = namespace(like)
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else None
+    found = dtype if name is None else getattr(xp, name, None)
+    if found is None or not xp.isdtype(found, "real floating"):
+        raise TypeError(f"dtype must be a floating dtype of {xp.__name__}, got {dtype!r}; pass 'float32' or 'float64'")
+    return found
