@@ -1,0 +1,25 @@
+"""Algorithms on operators and random matrices that measures and methods share."""
+
+from nla_llm.linalg.basis import extend_basis, gaussian, orthonormalise, widen
+from nla_llm.linalg.directions import haar_orthogonal, orthogonal_directions
+from nla_llm.linalg.factors import SVD, factored_svd, low_rank_factors
+from nla_llm.linalg.krylov import BlockKrylov, apply_widened
+from nla_llm.linalg.svd import is_small, range_finder, singular_values, truncated_svd
+
+__all__ = [
+    "SVD",
+    "BlockKrylov",
+    "apply_widened",
+    "extend_basis",
+    "factored_svd",
+    "gaussian",
+    "haar_orthogonal",
+    "is_small",
+    "low_rank_factors",
+    "orthogonal_directions",
+    "orthonormalise",
+    "range_finder",
+    "singular_values",
+    "truncated_svd",
+    "widen",
+]

@@ -1,0 +1,97 @@
+"""Orthonormal bases, robust to dependent columns; the same lines on every array library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nla_llm.backend import Array, from_numpy, namespace
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["extend_basis", "gaussian", "orthonormalise", "widen"]
+
+# A column whose projection keeps less than this share of its length is rounding noise. Empirical: 1e3 eps of float64.
+_DEPENDENT = 2.5e-13
+
+
+def widen(x: Array) -> Array:
+    """``x`` in float64, the arithmetic in which bases are built and norms are summed."""
+    xp = namespace(x)
+    return x if x.dtype == xp.float64 else xp.astype(x, xp.float64)
+
+
+def gaussian(shape: tuple[int, ...], rng: np.random.Generator, *, like: Array) -> Array:
+    """Independent N(0, 1) entries in float64, drawn by NumPy, so the same numbers on every library and device."""
+    return from_numpy(rng.standard_normal(shape), like=like)
+
+
+def orthonormalise(x: Array) -> Array:
+    """Orthonormal columns whose span contains that of ``x``.
+
+    Householder QR: the columns are orthonormal to rounding even where those of ``x`` are dependent.
+
+    Parameters
+    ----------
+    x : array (..., n, c), c <= n
+
+    Returns
+    -------
+    array (..., n, c), float64
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> q = orthonormalise(np.ones((5, 2)))
+    >>> bool(np.allclose(q.T @ q, np.eye(2)))
+    True
+    """
+    _check_tall(x)
+    return namespace(x).linalg.qr(widen(x))[0]
+
+
+def extend_basis(basis: Array, block: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Orthonormal columns that continue ``basis`` so that the span contains ``block``, and their coefficients.
+
+    Columns of ``block`` that depend on the rest are replaced by random ones: the span only grows, and what a Krylov
+    space cannot reach (singular values of high multiplicity, exact breakdown) is still searched.
+
+    Parameters
+    ----------
+    basis : array (..., n, k)
+        Orthonormal columns.
+    block : array (..., n, c), k + c <= n
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    new : array (..., n, c)
+        Orthonormal, orthogonal to ``basis``.
+    residual : array (..., c, c)
+        ``newᵀ block``: what of ``block`` lies outside ``basis``.
+    """
+    xp = namespace(basis)
+    block = widen(block)
+    outside = _project_out(basis, block)
+    q, r = xp.linalg.qr(outside)
+    pivots = xp.abs(xp.linalg.diagonal(r))
+    lengths = xp.linalg.vector_norm(block, axis=-2)
+    dependent = pivots <= _DEPENDENT * xp.max(lengths, axis=-1, keepdims=True)
+    fresh = gaussian(tuple(q.shape), rng, like=basis)
+    q = xp.where(dependent[..., None, :], fresh, q)
+    new = xp.linalg.qr(_project_out(basis, q))[0]
+    return new, xp.matrix_transpose(new) @ outside
+
+
+def _project_out(basis: Array, x: Array) -> Array:
+    """``(I − VVᵀ) x``, twice, because once leaves rounding of the size of what was removed."""
+    adjoint = namespace(basis).matrix_transpose(basis)
+    x = x - basis @ (adjoint @ x)
+    return x - basis @ (adjoint @ x)
+
+
+def _check_tall(x: Any) -> None:
+    if x.ndim < 2 or x.shape[-2] < x.shape[-1]:
+        raise ValueError(
+            f"x must have at least as many rows as columns, got shape {tuple(x.shape)}; pass fewer columns"
+        )

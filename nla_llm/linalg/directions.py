@@ -1,0 +1,83 @@
+"""Random rotations and orthogonal directions with the law that theory assumes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nla_llm.backend import generator
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["haar_orthogonal", "orthogonal_directions"]
+
+
+def haar_orthogonal(
+    n: int, rng: int | np.random.Generator, *, batch: tuple[int, ...] = ()
+) -> NDArray[np.floating[Any]]:
+    """Orthogonal matrices drawn from the Haar (uniform) measure.
+
+    The Q of a QR factorisation is Haar only after the signs of the diagonal of R are moved into Q (Mezzadri 2007,
+    arXiv math-ph/0609050, section 5): LAPACK's own signs depend on the input, and estimators become biased.
+
+    Parameters
+    ----------
+    n : int
+        Order, at least 1.
+    rng : int or numpy.random.Generator
+    batch : tuple of int
+        Leading axes, independent draws.
+
+    Returns
+    -------
+    ndarray (*batch, n, n), float64
+
+    Examples
+    --------
+    >>> q = haar_orthogonal(3, rng=0)
+    >>> bool(np.allclose(q @ q.T, np.eye(3)))
+    True
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    q, r = np.linalg.qr(generator(rng).standard_normal((*batch, n, n)))
+    signs = np.where(np.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
+    return q * signs[..., None, :]
+
+
+def orthogonal_directions(
+    m: int, d: int, rng: int | np.random.Generator, *, batch: tuple[int, ...] = ()
+) -> NDArray[np.floating[Any]]:
+    """Directions ω_1 … ω_m with the law N(0, I_d) each, orthogonal within blocks of d.
+
+    Each block is a Haar orthogonal matrix whose rows get independent χ_d lengths (Yu et al. 2016, arXiv 1610.09072,
+    section 3; Choromanski et al. 2020, arXiv 2009.14794). The last block is cut where d does not divide m.
+
+    Parameters
+    ----------
+    m, d : int
+        Number of directions and their dimension, at least 1.
+    rng : int or numpy.random.Generator
+    batch : tuple of int
+        Leading axes, independent draws.
+
+    Returns
+    -------
+    ndarray (*batch, m, d), float64
+
+    Examples
+    --------
+    >>> w = orthogonal_directions(5, 3, rng=0)
+    >>> w.shape, bool(abs(w[0] @ w[1]) < 1e-14)
+    ((5, 3), True)
+    """
+    if m < 1 or d < 1:
+        raise ValueError(f"m and d must be at least 1, got m={m}, d={d}")
+    rng = generator(rng)
+    blocks = -(-m // d)
+    rotations = haar_orthogonal(d, rng, batch=(*batch, blocks))
+    directions = rotations.reshape(*batch, blocks * d, d)[..., :m, :]
+    lengths = np.sqrt(rng.chisquare(d, size=(*batch, m)))
+    return directions * lengths[..., None]

@@ -1,0 +1,157 @@
+"""Block Krylov spaces of AᵀA, the kernel of the spectral norm and of the truncated SVD."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nla_llm.backend import Array, namespace, to_numpy
+from nla_llm.linalg.basis import extend_basis, orthonormalise, widen
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nla_llm.operators import Operator
+
+__all__ = ["BlockKrylov", "apply_widened"]
+
+
+class BlockKrylov:
+    """The space span{X, AᵀA X, …, (AᵀA)^{k−1} X}, grown one block at a time, full reorthogonalisation.
+
+    Laws: the columns of ``basis`` are orthonormal; ``image == A @ basis``; ``gram == imageᵀ image``, so its
+    eigenvalues are the squared Ritz values, never above the squared singular values of A; after ``pull_back``,
+    ``AᵀA basis`` lies in the span of ``basis`` and of the next block. All batch elements go in lockstep.
+
+    Parameters
+    ----------
+    op : Operator (..., n_q, n_k)
+    start : array (..., n_k, b)
+        First block; its batch axes are those of ``op``.
+    rng : numpy.random.Generator
+        Source of fresh columns after a breakdown.
+    rider : array (..., n_k, c), optional
+        Columns that go through plain power iteration on AᵀA beside the block. They share its products with A, which
+        for exact attention cost the same for one column as for ten.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.operators import Dense
+    >>> op, rng = Dense(np.diag([3.0, 2.0, 1.0, 0.5])), np.random.default_rng(0)
+    >>> space = BlockKrylov(op, rng.standard_normal((4, 2)), rng=rng)
+    >>> space.advance(); space.advance()
+    >>> space.ritz_values().round(6).tolist()
+    [3.0, 2.0, 1.0, 0.5]
+    """
+
+    def __init__(self, op: Operator, start: Array, *, rng: np.random.Generator, rider: Array | None = None) -> None:
+        self.op = op
+        self.steps = 0
+        self.basis: Array = None
+        self.image: Array = None
+        self.gram: Array = None
+        self.rider = rider
+        self.rider_image: Array = None
+        self.rider_pulled: Array = None  # AᵀA rider
+        self._rng = rng
+        self._width = int(start.shape[-1])
+        self._new = orthonormalise(start)
+        self._new_image: Array = None
+        self._pulled: Array = None  # AᵀA of the newest block
+        self._coupling: Array = None
+
+    @property
+    def size(self) -> int:
+        """Dimension of the space so far."""
+        return 0 if self.basis is None else int(self.basis.shape[-1])
+
+    @property
+    def complete(self) -> bool:
+        """Whether the space is all of R^{n_k}: every Ritz value is then a singular value."""
+        return self.size == self.op.shape[-1]
+
+    def advance(self) -> None:
+        """Add the next block: one product with A, and one with Aᵀ unless ``pull_back`` has made it.
+
+        Raises
+        ------
+        ValueError
+            If the space is complete.
+        """
+        if self.complete:
+            raise ValueError(f"the Krylov space already is all of R^{self.size}; check `complete` before advance()")
+        if self.basis is not None:
+            self.pull_back()
+        stacked = self._with_rider(self._new, self.rider)
+        image = apply_widened(self.op, stacked)
+        self._new_image, self.rider_image = self._split(image, int(self._new.shape[-1]))
+        self._append()
+        self._pulled = self.rider_pulled = None
+        self.steps += 1
+
+    def pull_back(self) -> None:
+        """Multiply the newest image by Aᵀ and prepare the next block; does nothing when that is done already."""
+        if self._pulled is not None:
+            return
+        width = int(self._new_image.shape[-1])
+        pulled = apply_widened(self.op.T, self._with_rider(self._new_image, self.rider_image))
+        self._pulled, self.rider_pulled = self._split(pulled, width)
+        room = self.op.shape[-1] - self.size
+        if room == 0:
+            self._coupling = None
+            return
+        columns = min(width, room)
+        # with too little room the block is cut: the new columns then complete the space whatever they are
+        new, residual = extend_basis(self.basis, self._pulled[..., :columns], self._rng)
+        self._new = new
+        self._coupling = residual if columns == width else namespace(new).matrix_transpose(new) @ self._pulled
+
+    def next_rider(self, rider: Array) -> None:
+        """Set the columns that ride along in the next step."""
+        self.rider = rider
+
+    def coupling(self) -> NDArray[Any]:
+        """``(I − VVᵀ) AᵀA V`` in coordinates: an array (..., c, b) that acts on the last b coordinates of V."""
+        self.pull_back()
+        if self._coupling is None:
+            return np.zeros((*self.op.batch_shape, 1, int(self._new_image.shape[-1])))
+        return to_numpy(self._coupling)
+
+    def ritz(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Squared Ritz values, descending (..., size), and their coordinates in ``basis`` (..., size, size)."""
+        squares, vectors = np.linalg.eigh(to_numpy(self.gram))
+        return np.maximum(squares[..., ::-1], 0.0), vectors[..., ::-1]
+
+    def ritz_values(self) -> NDArray[Any]:
+        """Ritz values, descending (..., size): lower bounds of the singular values of A, up to rounding."""
+        values: NDArray[Any] = np.sqrt(self.ritz()[0])
+        return values
+
+    def _append(self) -> None:
+        xp = namespace(self._new)
+        if self.basis is None:
+            self.basis, self.image = self._new, self._new_image
+            self.gram = xp.matrix_transpose(self.image) @ self.image
+            return
+        cross = xp.matrix_transpose(self.image) @ self._new_image
+        corner = xp.matrix_transpose(self._new_image) @ self._new_image
+        top = xp.concat([self.gram, cross], axis=-1)
+        bottom = xp.concat([xp.matrix_transpose(cross), corner], axis=-1)
+        self.gram = xp.concat([top, bottom], axis=-2)
+        self.basis = xp.concat([self.basis, self._new], axis=-1)
+        self.image = xp.concat([self.image, self._new_image], axis=-1)
+
+    @staticmethod
+    def _with_rider(block: Array, rider: Array | None) -> Array:
+        return block if rider is None else namespace(block).concat([block, rider], axis=-1)
+
+    def _split(self, product: Array, width: int) -> tuple[Array, Array]:
+        return product[..., :width], None if self.rider is None else product[..., width:]
+
+
+def apply_widened(op: Operator, x: Array) -> Array:
+    """``A x`` in float64 whatever the dtype of the operator; x is rounded to that dtype first."""
+    xp = namespace(x)
+    return widen(op @ (x if x.dtype == op.dtype else xp.astype(x, op.dtype)))
