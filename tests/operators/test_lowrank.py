@@ -1,0 +1,73 @@
+"""Low-rank operators: the causal form in its three shapes, normalisation, and what is refused."""
+
+import numpy as np
+import pytest
+
+from nla_llm.operators import CausalLowRank, LowRank, RowNormalised, ZeroRowSumError
+
+EPS = np.finfo(np.float64).eps
+
+
+def factors(n=200, m=6, batch=(), seed=0):
+    return np.random.default_rng(seed).standard_normal((2, *batch, n, m))
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_parallel_chunked_and_recurrent_forms_agree(n, chunk):
+    left, right = factors(n)
+    x = np.random.default_rng(1).standard_normal((n, 3))
+    parallel = np.tril(left @ right.T) @ x
+    chunked = CausalLowRank(left, right, chunk=chunk) @ x
+    state, rows = np.zeros((6, 3)), []
+    for i in range(n):
+        state, y = CausalLowRank.step(state, left[i : i + 1], right[i : i + 1], x[i : i + 1])
+        rows.append(y)
+    tolerance = 8 * EPS * (np.abs(left) @ np.abs(right).T @ np.abs(x)).max()
+    np.testing.assert_allclose(chunked, parallel, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(np.concatenate(rows), parallel, rtol=0, atol=tolerance)
+
+
+def test_decay_multiplies_the_state_on_entering_a_chunk():
+    left, right = factors(10)
+    decay = np.random.default_rng(2).uniform(0.1, 1, (4, 6))
+    expected = np.zeros((10, 10))
+    for i in range(10):
+        for j in range(i + 1):
+            factor = np.prod(decay[j // 3 + 1 : i // 3 + 1], axis=0)
+            expected[i, j] = np.sum(left[i] * factor * right[j])
+    op = CausalLowRank(left, right, decay=decay, chunk=3)
+    np.testing.assert_allclose(op.dense(), expected, rtol=0, atol=16 * EPS * np.abs(expected).max())
+    np.testing.assert_allclose(op.row_sums(), expected.sum(1), rtol=0, atol=64 * EPS * np.abs(expected).sum(1).max())
+
+
+def test_threads_do_not_change_the_result():
+    """Large enough for the threaded path, which must equal the heads one by one."""
+    left, right = factors(n=4096, m=8, batch=(5,))
+    x = np.random.default_rng(1).standard_normal((5, 4096, 2))
+    together = CausalLowRank(left, right) @ x
+    shared = CausalLowRank(left, right[:1]) @ x[0]
+    for h in range(5):
+        np.testing.assert_array_equal(together[h], CausalLowRank(left[h], right[h]) @ x[h])
+        np.testing.assert_array_equal(shared[h], CausalLowRank(left[h], right[0]) @ x[0])
+
+
+def test_causal_needs_a_square():
+    with pytest.raises(ValueError, match="square"):
+        CausalLowRank(np.ones((3, 2)), np.ones((4, 2)))
+
+
+def test_factors_must_fit():
+    with pytest.raises(ValueError, match="same r"):
+        LowRank(np.ones((3, 2)), np.ones((4, 3)))
+
+
+def test_rows_that_sum_to_zero_are_refused_not_patched():
+    with pytest.raises(ZeroRowSumError, match=r"33.33% of the rows"):
+        RowNormalised(LowRank(np.array([[1.0], [0.0], [1.0]]), np.ones((2, 1))))
+
+
+def test_negative_row_sums_are_counted():
+    op = RowNormalised(LowRank(np.array([[1.0], [-1.0], [-2.0], [1.0]]), np.ones((2, 1))))
+    assert float(op.negative_share) == 0.5
+    np.testing.assert_allclose(op.dense().sum(-1), 1.0, rtol=4 * EPS)
