@@ -1,4 +1,4 @@
-"""What is promised: closed forms, bounds and first-order predictions, each checked against something independent of it."""
+"""What is promised: closed forms, bounds and first-order predictions, each checked by something independent of it."""
 
 import lazy_loader
 
@@ -13,7 +13,7 @@ _getattr, _dir, _all = lazy_loader.attach(
     },
 )
 __getattr__ = _getattr
-__all__ = ["Theory", *_all]
+__all__ = ["Theory", *_all]  # noqa: PLE0604 - the names come from the table above
 
 
 def __dir__() -> list[str]:

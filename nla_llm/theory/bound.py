@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable  # noqa: TC003 - annotations of a dataclass are looked at when help is asked for
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -21,10 +21,10 @@ Status: TypeAlias = Literal["VE", "VB", "NV"]
 class Theory:
     """A promise about an approximation Â of a matrix A (..., n_q, n_k), entry by entry or in a norm.
 
-    For kernel methods A is the unnormalised kernel exp(scale · q kᵀ) and Â its estimate before division by the row sums;
-    ``mean`` and ``relative_variance`` describe one random estimate. ``error`` speaks of the operator itself (P̂ against
-    P, or B̂ against ΔW): the root of the expected squared error over the draws, the error itself where nothing is drawn.
-    Everything is float64 NumPy and is computed when asked for, block of rows by block of rows.
+    For kernel methods A is the unnormalised kernel exp(scale · q kᵀ) and Â its estimate before division by the row
+    sums; ``mean`` and ``relative_variance`` describe one random estimate. ``error`` speaks of the operator itself (P̂
+    against P, or B̂ against ΔW): the root of the expected squared error over the draws, the error itself where nothing
+    is drawn. Everything is float64 NumPy and is computed when asked for, block of rows by block of rows.
 
     Parameters
     ----------
@@ -50,7 +50,9 @@ class Theory:
 
     Examples
     --------
-    >>> promise = Theory("exact", "closed form", "VE", "by definition", (2, 2), mean_rows=lambda i, j: np.ones((j - i, 2)))
+    >>> def ones(start, stop):
+    ...     return np.ones((stop - start, 2))
+    >>> promise = Theory("exact", "closed form", "VE", "by definition", (2, 2), mean_rows=ones)
     >>> promise.mean(0, 1).tolist(), sorted(promise.covers)
     ([[1.0, 1.0]], ['mean'])
     """
@@ -93,7 +95,7 @@ class Theory:
         return self._rows("relative_variance", self.log_variance_rows, start, stop)
 
     def relative_variance(self, start: int = 0, stop: int | None = None) -> Matrix:
-        """Var Â_ij / A_ij² of one estimate, an array (..., stop − start, n_k); inf where it passes the largest float."""
+        """Var Â_ij / A_ij² of one estimate, an array (..., stop − start, n_k); inf where it overflows."""
         with np.errstate(over="ignore"):
             return np.asarray(np.exp(self.log_relative_variance(start, stop)))
 
