@@ -1,0 +1,12 @@
+from . import build as build
+from . import figures as figures
+from . import formula as formula
+from . import style as style
+from . import text as text
+from . import typst as typst
+from .build import Result as Result
+from .build import build_summary as build_summary
+from .files import ReportError as ReportError
+from .formula import typst_math as typst_math
+from .text import format_estimate as format_estimate
+from .text import format_number as format_number

@@ -1,0 +1,212 @@
+"""The report of one study as plain data: what the template sets, field by field."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import figures as drawing
+from . import tables, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pandas as pd
+
+    from nla_llm.study.claims import Claim
+    from nla_llm.study.content import Figure, Table
+    from nla_llm.study.study import Study
+
+_log = logging.getLogger(__name__)
+
+STATUSES = ("ok", "failed", "skipped", "timeout", "diverged")
+MAX_FAILURES = 40  # kinds of failure that are listed; the rest is counted
+WIDE = 34  # letters from which a column of words shares the width of the page
+
+
+class Result(NamedTuple):
+    """A study with the records and the provenance of its run."""
+
+    study: Study
+    records: pd.DataFrame
+    provenance: Any = None
+
+
+@dataclass
+class Content:
+    """What a study has to show for its records; what could not be made is a sentence in ``troubles``."""
+
+    figures: list[drawing.Drawn] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+
+
+def gather(study: Study, records: pd.DataFrame) -> Content:
+    """Ask the study for its figures, tables and claims, and draw; an error of the study becomes a sentence.
+
+    Raises
+    ------
+    ValueError
+        If two figures or two tables have the same name: one file would replace the other.
+    """
+    content = Content()
+    good = succeeded(records)
+    if records.empty:
+        content.troubles.append("There are no records: the study has not been run, or its grid is empty.")
+    elif good.empty:
+        content.troubles.append("No cell gave a result; the reasons stand under “Cells without a result”.")
+    figures: Sequence[Figure] = _ask(study.figures, records, "figures", content)
+    content.tables = list(_ask(study.tables, records, "tables", content))
+    content.claims = list(_ask(study.claims, records, "claims", content))
+    for kind, items in (("figure", figures), ("table", content.tables)):
+        _check_names(study.name, kind, [item.name.lower() for item in items])
+    content.figures = drawing.draw(figures, _families(records))
+    return content
+
+
+def _ask(function: Callable[[pd.DataFrame], Any], records: pd.DataFrame, what: str, content: Content) -> list[Any]:
+    try:
+        return list(function(records))
+    except Exception as error:  # a study's own code, met with records that it did not foresee
+        _log.warning("the study could not make its %s", what, exc_info=True)
+        content.troubles.append(f"The {what} are missing: {type(error).__name__}: {error}")
+        return []
+
+
+def _check_names(study: str, kind: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"study {study!r} has more than one {kind} named {twice}; give each a name of its own")
+
+
+def succeeded(records: pd.DataFrame) -> pd.DataFrame:
+    """Records of the cells that are ok; all of them where the frame has no statuses."""
+    return records[records["status"] == "ok"] if "status" in records.columns else records
+
+
+def _families(records: pd.DataFrame) -> list[str]:
+    """Methods in the records, sorted, so that a method without a colour of its own gets the same one in every figure."""
+    return sorted({str(name) for name in records["method"].dropna()}) if "method" in records.columns else []
+
+
+def study_document(study: Study, content: Content, records: pd.DataFrame, provenance: Any) -> dict[str, Any]:
+    """Fields of the template for the report of one study."""
+    return {
+        "kind": "study",
+        "name": study.name,
+        "title": text.plain(study.title) or study.name,
+        "footer": f"nla_llm, study {study.name}",
+        "question": text.paragraphs(str(study.question)),
+        "setup": text.paragraphs(str(study.setup)),
+        "status": status_line(records),
+        "troubles": [text.runs(text.plain(trouble)) for trouble in content.troubles],
+        "claims": [claim_fields(claim) for claim in content.claims],
+        "figures": [figure_fields(figure, f"{study.name}/{figure.name}.csv") for figure in content.figures],
+        "tables": [_table_fields(table, f"{study.name}/table-{table.name}.csv") for table in content.tables],
+        "failures": failures(records),
+        "references": [text.runs(str(reference)) for reference in study.references],
+        "provenance": provenance_rows(provenance),
+    }
+
+
+def figure_fields(figure: drawing.Drawn, csv: str) -> dict[str, Any]:
+    """Fields of a figure."""
+    return {
+        "svg": figure.svg,
+        "trouble": text.runs(text.plain(figure.trouble)),
+        "width": figure.width,
+        "caption": text.runs(" ".join(figure.caption.split())),
+        "alt": text.plain(figure.caption),
+        "bars": "" if figure.has_intervals else "These data carry no intervals.",
+        "csv": csv,
+    }
+
+
+def claim_fields(claim: Claim) -> dict[str, Any]:
+    """Fields of a claim; a verdict that its study did not expect is said to be so."""
+    verdict = str(getattr(claim.verdict, "value", claim.verdict))
+    surprises = verdict not in (claim.expected, "open")
+    remark = "against expectation" if surprises else "as expected" if verdict == "refuted" else ""
+    number = tables.cell(claim.number)["runs"] if claim.number not in (None, "") else []
+    return {
+        "sentence": text.runs(claim.sentence),
+        "verdict": verdict,
+        "number": number,
+        "source": text.runs(claim.source or ""),
+        "surprises": surprises,
+        "remark": remark,
+    }
+
+
+def _table_fields(table: Table, csv: str) -> dict[str, Any]:
+    body = tables.typeset(table.data)
+    longest = [max((_length(row[i]) for row in body["rows"]), default=0) for i in range(len(body["head"]))]
+    body["wide"] = [length > WIDE for length in longest]
+    return {"caption": text.runs(" ".join(table.caption.split())), "body": body, "csv": csv}
+
+
+def _length(cell: dict[str, Any]) -> int:
+    if "math" in cell:
+        return int(0.7 * len(cell["math"]))  # brackets and commands of the source are not printed
+    return sum(len(run.get("text", run.get("code", ""))) for run in cell["runs"])
+
+
+def status_line(records: pd.DataFrame) -> dict[str, Any]:
+    """How many cells there are, and how many in each status that occurs."""
+    if "status" not in records.columns:
+        return {"total": f"{len(records)} records", "parts": []}
+    counts = records["status"].astype(str).value_counts()
+    known = [status for status in STATUSES if status in counts.index]
+    others = sorted(set(counts.index) - set(STATUSES))
+    total = f"{len(records)} record{'' if len(records) == 1 else 's'}"
+    return {"total": total, "parts": [f"{counts[status]} {status}" for status in (*known, *others)]}
+
+
+def failures(records: pd.DataFrame) -> list[dict[str, Any]]:
+    """Cells without a result, those with the same status and reason together, the most frequent first."""
+    if "status" not in records.columns:
+        return []
+    bad = records[records["status"] != "ok"]
+    reasons = bad["reason"] if "reason" in bad.columns else bad["status"].map(lambda _: "no reason was recorded")
+    kinds: dict[tuple[str, str], int] = {}
+    for status, reason in zip(bad["status"], reasons, strict=True):
+        kind = (str(status), text.plain(reason))
+        kinds[kind] = kinds.get(kind, 0) + 1
+    ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    rows = [_failure(status, count, reason) for (status, reason), count in ordered[:MAX_FAILURES]]
+    if len(ordered) > MAX_FAILURES:
+        rest = ordered[MAX_FAILURES:]
+        rows.append(_failure("…", sum(count for _, count in rest), f"{len(rest)} further reasons"))
+    return rows
+
+
+def _failure(status: str, count: int, reason: str) -> dict[str, Any]:
+    return {"status": status, "cells": str(count), "reason": text.runs(reason)}
+
+
+def provenance_rows(provenance: Any) -> list[list[str]]:
+    """Names and values of a provenance, nested ones written out."""
+    if provenance is None:
+        return []
+    if is_dataclass(provenance) and not isinstance(provenance, type):
+        provenance = asdict(provenance)
+    if not isinstance(provenance, Mapping):
+        raise TypeError(f"provenance must be a mapping or a dataclass, got {type(provenance).__name__}")
+    return [[str(name).replace("_", " "), text.plain(_flat(value), 600)] for name, value in provenance.items()]
+
+
+def _flat(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return text.format_number(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(name).replace('_', ' ')} {_flat(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return "; ".join(_flat(entry) for entry in value)
+    return str(value)

@@ -1,0 +1,47 @@
+"""The typesetter: a document as plain data, set by the template of this package.
+
+All text reaches Typst as JSON beside the template, never as a piece of program, so any character may stand in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+from typing import Any
+
+import typst
+
+__all__ = ["compile_pdf", "render"]
+
+# Outside of these blocks the fonts that come with Typst have (nearly) nothing; then, and only then, the machine's own
+# fonts are asked, at the price that the bytes of the PDF depend on them.
+_EMBEDDED = re.compile(r"[\u0000-\u2bff\u2e00-\u2e7f\ua700-\ua7ff\ufb00-\ufb06\ufe00-\ufe0f\U0001d400-\U0001d7ff]*")
+
+
+def compile_pdf(document: dict[str, Any]) -> bytes:
+    """Set a document (see ``template.typ`` of this folder for its fields) and return the PDF.
+
+    The same document gives the same bytes: there is no date in it, and its fonts come with the typesetter.
+
+    Raises
+    ------
+    RuntimeError
+        If Typst refuses the document.
+    """
+    return render(document, "pdf")
+
+
+def render(document: dict[str, Any], file_format: str, ppi: float | None = None) -> bytes:
+    """Set a document as "pdf", or a one-page document as "png" or "svg"."""
+    content = json.dumps(document, ensure_ascii=False, allow_nan=False).replace("\\u0000", "\ufffd")
+    template = resources.files(__package__).joinpath("template.typ").read_bytes()
+    compiler = typst.Compiler(
+        template,
+        sys_inputs={"document": content},
+        ignore_system_fonts=_EMBEDDED.fullmatch(content) is not None,
+    )
+    output = compiler.compile(format=file_format, ppi=ppi)
+    if not isinstance(output, bytes):
+        raise TypeError(f"a report is one file, got {type(output).__name__} for format {file_format!r}")
+    return output
