@@ -262,7 +262,7 @@ def _read_index(path: Path) -> dict[str, TensorEntry]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no 'weight_map' from tensors to shards")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
             raise CheckpointError(
                 f"{path} puts tensor {name!r} into {shard!r}, which is not the name of a file beside it"
             )

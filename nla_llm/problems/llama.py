@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -12,6 +10,16 @@ import numpy as np
 
 from nla_llm.backend import Array, from_numpy, namespace, to_numpy
 from nla_llm.operators import LowRank, Operator
+from nla_llm.problems._llama_arguments import (
+    Change,
+    Method,
+    check_attention,
+    check_embedding,
+    check_layer,
+    check_seed,
+    check_tokens,
+    library_dtype,
+)
 from nla_llm.problems._llama_functions import cross_entropy, merge_heads, rms_norm, rotate, silu, split_heads, wide
 from nla_llm.problems._llama_weights import StoredWeights, check_weights
 from nla_llm.problems.checkpoint import Checkpoint
@@ -19,13 +27,13 @@ from nla_llm.problems.llama_config import LlamaConfig, Rotary
 from nla_llm.problems.problem import AttentionProblem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
 
 __all__ = ["LlamaConfig", "LlamaModel", "Rotary", "load_llama"]
 
-Method = Callable[..., Operator]  # method(problem, rng=...) -> Operator
 Tokens = Any  # (n,) or (batch, n) integers, as an array or nested lists; or a text
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -35,8 +43,8 @@ _EMBEDDING = "model.embed_tokens.weight"
 class LlamaModel:
     """Causal language model: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    The layout is that of Touvron et al. 2023, arXiv 2302.13971. Everything is computed in the library, on the device and in the dtype of the weights. Sequences of a batch have one
-    length and no padding.
+    The architecture is that of Touvron et al. 2023, arXiv 2302.13971. Everything is computed in the library, on the
+    device and in the dtype of the weights. Sequences of a batch have one length and no padding.
 
     Parameters
     ----------
@@ -115,7 +123,7 @@ class LlamaModel:
         LowRank(192, 192)
         """
         c = self.config
-        self._check_layer(layer)
+        check_layer(layer, self.config)
         if not 0 <= head < c.num_attention_heads:
             raise ValueError(f"head must be in 0 ... {c.num_attention_heads - 1}, got {head}")
         d = c.head_dim
@@ -213,7 +221,7 @@ class LlamaModel:
         """
         wanted = list(range(self.config.num_hidden_layers)) if layers is None else list(layers)
         for layer in wanted:
-            self._check_layer(layer)
+            check_layer(layer, self.config)
         found: dict[int, AttentionProblem] = {}
         change = self._change(None, None, None, tie=True)
         ids = self._token_ids(tokens)
@@ -250,7 +258,7 @@ class LlamaModel:
 
     # -- forward pass ----------------------------------------------------------------------------------------------
 
-    def _trunk(self, ids: Array, change: _Change) -> Array:
+    def _trunk(self, ids: Array, change: Change) -> Array:
         """Hidden states after the last norm, (..., n, hidden_size)."""
         x, rotation = self._embed(ids, change), self._rotation(ids.shape[-1])
         for layer in range(self.config.num_hidden_layers):
@@ -258,7 +266,7 @@ class LlamaModel:
             x = x + self._mlp(layer, x)
         return self._norm(x, "model.norm")
 
-    def _embed(self, ids: Array, change: _Change) -> Array:
+    def _embed(self, ids: Array, change: Change) -> Array:
         xp = self.xp
         rows = xp.take(change.embedding, xp.reshape(ids, (-1,)), axis=0)
         return xp.reshape(rows, (*ids.shape, self.config.hidden_size))
@@ -278,7 +286,7 @@ class LlamaModel:
         v = split_heads(self._linear(x, f"{name}.v_proj"), c.num_key_value_heads, 1)
         return AttentionProblem(rotate(q, *rotation), rotate(k, *rotation), v, scale=c.head_dim**-0.5, causal=True)
 
-    def _attention(self, layer: int, problem: AttentionProblem, change: _Change) -> Array:
+    def _attention(self, layer: int, problem: AttentionProblem, change: Change) -> Array:
         """What the attention of a layer adds, (..., n, hidden_size)."""
         xp, method = self.xp, change.attention.get(layer)
         if method is None:
@@ -310,55 +318,22 @@ class LlamaModel:
 
     def _token_ids(self, tokens: Tokens, targets: int = 0) -> Array:
         """Token ids, validated, in the model's library; the last ``targets`` of them are not read by the model."""
-        c = self.config
-        ids = np.asarray(self.encode(tokens)) if isinstance(tokens, str) else _as_numpy(tokens)
-        if ids.ndim not in {1, 2} or ids.size == 0:
-            raise ValueError(f"tokens must have shape (n,) or (batch, n) and not be empty, got shape {ids.shape}")
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise TypeError(f"tokens must be integers, got {ids.dtype}")
-        if ids.min() < 0 or ids.max() >= c.vocab_size:
-            raise ValueError(f"tokens must lie in 0 ... {c.vocab_size - 1}, got {ids.min()} ... {ids.max()}")
-        if ids.shape[-1] - targets > c.max_position_embeddings:
-            raise ValueError(
-                f"got {ids.shape[-1]} tokens, the model takes at most {c.max_position_embeddings + targets} "
-                f"(max_position_embeddings = {c.max_position_embeddings}); pass fewer"
-            )
-        return from_numpy(ids.astype(np.int64), like=self.embedding)
+        ids = self.encode(tokens) if isinstance(tokens, str) else tokens
+        return from_numpy(check_tokens(ids, self.config, targets), like=self.embedding)
 
     def _change(
-        self, attention: Mapping[int, Method] | None, rng: int | None, embedding: Array | Operator | None, tie: bool
-    ) -> _Change:
-        if attention is not None and not isinstance(attention, Mapping):
-            raise TypeError(f"attention must map layers to methods, got {attention!r}; pass {{layer: method}}")
-        for layer, method in (attention or {}).items():
-            self._check_layer(layer)
-            if not callable(method):
-                raise TypeError(f"attention[{layer}] must be a method, a callable, got {method!r}")
-        if rng is not None and (isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0):
-            raise TypeError(
-                f"rng must be an integer ≥ 0 (each layer derives its generator from it) or None, got {rng!r}"
-            )
+        self,
+        attention: Mapping[int, Method] | None,
+        rng: int | None,
+        embedding: Array | Operator | None,
+        tie: bool,
+    ) -> Change:
+        attention = check_attention(attention, self.config)
         if embedding is None:
-            return _Change(self.embedding, self.head, attention or {}, rng)
-        matrix = self._as_embedding(embedding)
-        return _Change(matrix, matrix if tie and self.config.tie_word_embeddings else self.head, attention or {}, rng)
-
-    def _as_embedding(self, embedding: Array | Operator) -> Array:
-        matrix = embedding.dense() if isinstance(embedding, Operator) else embedding
-        if matrix.shape != self.embedding.shape:
-            raise ValueError(f"embedding must have shape {tuple(self.embedding.shape)}, got {tuple(matrix.shape)}")
-        xp = self.xp
-        if namespace(matrix) is not xp:
-            matrix = from_numpy(to_numpy(matrix), like=self.embedding)
-        if not bool(xp.all(xp.isfinite(matrix))):
-            raise ValueError("embedding has entries that are NaN or infinite")
-        return xp.astype(matrix, self.dtype, copy=False)
-
-    def _check_layer(self, layer: int) -> None:
-        if isinstance(layer, bool) or not isinstance(layer, int | np.integer):
-            raise TypeError(f"a layer must be an integer, got {layer!r}")
-        if not 0 <= layer < self.config.num_hidden_layers:
-            raise ValueError(f"layer must be in 0 ... {self.config.num_hidden_layers - 1}, got {layer}")
+            return Change(self.embedding, self.head, attention, check_seed(rng))
+        matrix = check_embedding(embedding, self.embedding)
+        head = matrix if tie and self.config.tie_word_embeddings else self.head
+        return Change(matrix, head, attention, check_seed(rng))
 
 
 def load_llama(
@@ -398,33 +373,5 @@ def load_llama(
     checkpoint = Checkpoint(directory)
     config = LlamaConfig.from_json(checkpoint.directory / "config.json")
     like = np.empty(0) if like is None else like
-    weights = StoredWeights(checkpoint, config, like=like, dtype=_library_dtype(like, dtype), keep=keep)
+    weights = StoredWeights(checkpoint, config, like=like, dtype=library_dtype(like, dtype), keep=keep)
     return LlamaModel(config, weights, directory=checkpoint.directory)
-
-
-@dataclass(frozen=True)
-class _Change:
-    """What a call puts in the place of the model's own parts."""
-
-    embedding: Array
-    head: Array
-    attention: Mapping[int, Method]
-    seed: int | None
-
-    def generator(self, layer: int) -> np.random.Generator | None:
-        """Generator of a layer; it depends on the seed and the layer alone."""
-        return None if self.seed is None else np.random.default_rng([self.seed, layer])
-
-
-def _as_numpy(tokens: Any) -> NDArray[Any]:
-    return to_numpy(tokens) if hasattr(tokens, "shape") else np.asarray(tokens)
-
-
-def _library_dtype(like: Array, dtype: Any) -> Any:
-    """Dtype of the library of ``like`` by name, by NumPy dtype, or as it is."""
-    xp = namespace(like)
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else None
-    found = dtype if name is None else getattr(xp, name, None)
-    if found is None or not xp.isdtype(found, "real floating"):
-        raise TypeError(f"dtype must be a floating dtype of {xp.__name__}, got {dtype!r}; pass 'float32' or 'float64'")
-    return found
