@@ -1,0 +1,60 @@
+"""Figures and tables as plain data: what a study wants to show, without the library that draws it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pandas import DataFrame
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError(f"name becomes a file name: letters, digits, - and _ only, got {name!r}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: who draws it, from which data, and what it says.
+
+    Attributes
+    ----------
+    name : str
+        Stem of the files it is written to.
+    caption : str
+        What the reader sees in it, in sentences.
+    draw : callable
+        ``draw(figure, data)`` draws into a ``matplotlib.figure.Figure`` that the report made.
+    data : pandas.DataFrame
+        All that is drawn; written as CSV beside the figure.
+    size : tuple of float
+        Width and height in inches.
+    panels : tuple of int
+        Rows and columns of panels, a hint for who lays the page out.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[Any, DataFrame], None]
+    data: DataFrame = field(repr=False)
+    size: tuple[float, float] = (6.5, 3.6)
+    panels: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: ``data`` as it is printed, one row a line; its columns are the heads."""
+
+    name: str
+    caption: str
+    data: DataFrame = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)

@@ -1,0 +1,93 @@
+"""Progress of a run: a bar with the time left on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+
+    from .store import Result
+
+_LINE_SECONDS = 30.0
+_TROUBLE = ("failed", "timeout", "diverged")
+
+
+@contextmanager
+def progress(total: int, *, enabled: bool = True, console: Console | None = None) -> Iterator[Callable[[Result], None]]:
+    """Show how far a run of ``total`` cells is; gives the function to call with each result."""
+    if not enabled or total == 0:
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - not for a run without progress
+
+    console = console or Console(stderr=True)
+    with _bar(total, console) if console.is_terminal else _lines(total, console) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(total: int, console: Console) -> Iterator[Callable[[Result], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - not for a run without progress
+
+    left = TimeRemainingColumn(elapsed_when_finished=True)
+    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), left)
+    with Progress(*parts, console=console, transient=True, speed_estimate_period=600) as shown:
+        task = shown.add_task("cells", total=total)
+
+        def advance(result: Result) -> None:
+            if result.status in _TROUBLE:
+                console.print(line(result), markup=False, highlight=False, soft_wrap=True)
+            shown.update(task, advance=1, description=result.study)
+
+        yield advance
+
+
+@contextmanager
+def _lines(total: int, console: Console) -> Iterator[Callable[[Result], None]]:
+    started = shown = time.monotonic()
+    counts: Counter[str] = Counter()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def advance(result: Result) -> None:
+        nonlocal shown
+        counts[result.status] += 1
+        if result.status in _TROUBLE:
+            say(line(result))
+        now, done = time.monotonic(), counts.total()
+        if done == total:
+            say(f"{done} of {total} cells in {duration(now - started)}")
+        elif now - shown >= _LINE_SECONDS:
+            shown = now
+            say(f"{done} of {total} cells, about {duration((now - started) * (total - done) / done)} left")
+
+    yield advance
+
+
+def line(result: Result) -> str:
+    """Result that is not as wished, in one line."""
+    cell = ", ".join(f"{name}={value}" for name, value in result.cell.items() if name != "study")
+    return f"{result.status}: {result.study} ({cell}): {result.reason}"
+
+
+def duration(seconds: float) -> str:
+    """Time for a reader.
+
+    Examples
+    --------
+    >>> [duration(s) for s in (0.25, 42, 3725)]
+    ['0.2 s', '42 s', '1 h 2 min']
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
