@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from nla_llm.backend import Array, namespace
 from nla_llm.linalg.basis import widen
-from nla_llm.operators import LowRank, Operator, RowNormalised, Scaled, Sum, Transpose
+from nla_llm.operators import LowRank, Operator, RowNormalised, Scaled, Transpose
 
 __all__ = ["SVD", "factored_svd", "low_rank_factors"]
 
@@ -22,7 +22,7 @@ class SVD(NamedTuple):
 def low_rank_factors(op: Operator) -> tuple[Array, Array] | None:
     """Factors (..., n_q, r) and (..., n_k, r) with ``op == left @ rightᵀ`` where the operator has them, else None.
 
-    Looks through transposes, scalings, sums and row normalisation. None as well where r exceeds min(n_q, n_k), since
+    Looks through transposes, scalings and row normalisation; not through sums, whose difference may cancel. None as well where r exceeds min(n_q, n_k), since
     the matrix itself is then the smaller object.
 
     Examples
@@ -49,22 +49,7 @@ def _factors(op: Operator) -> tuple[Array, Array] | None:
         case RowNormalised():
             inner = _factors(op.op)
             return None if inner is None else (inner[0] / op.sums[..., None], inner[1])
-        case Sum():
-            return _stacked(op)
     return None
-
-
-def _stacked(op: Sum) -> tuple[Array, Array] | None:
-    a, b = (_factors(term) for term in op.terms)
-    if a is None or b is None:
-        return None
-    xp = op.xp
-
-    def joined(x: Array, y: Array) -> Array:
-        wide = [xp.broadcast_to(f, (*op.batch_shape, *f.shape[-2:])) for f in (widen(x), widen(y))]
-        return xp.concat(wide, axis=-1)
-
-    return joined(a[0], b[0]), joined(a[1], b[1])
 
 
 def factored_svd(left: Array, right: Array) -> SVD:
