@@ -23,7 +23,6 @@ _log = logging.getLogger(__name__)
 
 STATUSES = ("ok", "failed", "skipped", "timeout", "diverged")
 MAX_FAILURES = 40  # kinds of failure that are listed; the rest is counted
-WIDE = 34  # letters from which a column of words shares the width of the page
 
 
 class Result(NamedTuple):
@@ -42,10 +41,13 @@ class Content:
     tables: list[Table] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
 
 
-def gather(study: Study, records: pd.DataFrame) -> Content:
+def gather(study: Study, records: pd.DataFrame, *, first_only: bool = False) -> Content:
     """Ask the study for its figures, tables and claims, and draw; an error of the study becomes a sentence.
+
+    With ``first_only`` the first figure that can be drawn is the only one.
 
     Raises
     ------
@@ -63,7 +65,7 @@ def gather(study: Study, records: pd.DataFrame) -> Content:
     content.claims = list(_ask(study.claims, records, "claims", content))
     for kind, items in (("figure", figures), ("table", content.tables)):
         _check_names(study.name, kind, [item.name.lower() for item in items])
-    content.figures = drawing.draw(figures, _families(records))
+    content.figures = drawing.draw(figures, _families(records), first_only=first_only)
     return content
 
 
@@ -72,6 +74,7 @@ def _ask(function: Callable[[pd.DataFrame], Any], records: pd.DataFrame, what: s
         return list(function(records))
     except Exception as error:  # a study's own code, met with records that it did not foresee
         _log.warning("the study could not make its %s", what, exc_info=True)
+        content.missing.add(what)
         content.troubles.append(f"The {what} are missing: {type(error).__name__}: {error}")
         return []
 
@@ -96,20 +99,27 @@ def study_document(study: Study, content: Content, records: pd.DataFrame, proven
     """Fields of the template for the report of one study."""
     return {
         "kind": "study",
-        "name": study.name,
-        "title": text.plain(study.title) or study.name,
-        "footer": f"nla_llm, study {study.name}",
+        "name": text.plain(study.name, 40),
+        "title": text.breakable(text.plain(study.title) or study.name),
+        "running": text.breakable(text.plain(study.title, 70)),
+        "footer": f"nla_llm, study {text.plain(study.name, 60)}",
         "question": text.paragraphs(str(study.question)),
         "setup": text.paragraphs(str(study.setup)),
         "status": status_line(records),
         "troubles": [text.runs(text.plain(trouble)) for trouble in content.troubles],
         "claims": [claim_fields(claim) for claim in content.claims],
+        "missing": {what: absence(content, what) for what in ("claims", "figures")},
         "figures": [figure_fields(figure, f"{study.name}/{figure.name}.csv") for figure in content.figures],
         "tables": [_table_fields(table, f"{study.name}/table-{table.name}.csv") for table in content.tables],
         "failures": failures(records),
         "references": [text.runs(str(reference)) for reference in study.references],
         "provenance": provenance_rows(provenance),
     }
+
+
+def absence(content: Content, what: str) -> str:
+    """Sentence for a part that is empty."""
+    return f"The {what} could not be made; see above." if what in content.missing else f"The study has no {what}."
 
 
 def figure_fields(figure: drawing.Drawn, csv: str) -> dict[str, Any]:
@@ -120,8 +130,9 @@ def figure_fields(figure: drawing.Drawn, csv: str) -> dict[str, Any]:
         "width": figure.width,
         "caption": text.runs(" ".join(figure.caption.split())),
         "alt": text.plain(figure.caption),
-        "bars": "" if figure.has_intervals else "These data carry no intervals.",
-        "csv": csv,
+        "aspect": figure.aspect,
+        "bars": "" if figure.has_intervals or figure.trouble else "These data carry no intervals.",
+        "csv": text.breakable(csv),
     }
 
 
@@ -142,16 +153,8 @@ def claim_fields(claim: Claim) -> dict[str, Any]:
 
 
 def _table_fields(table: Table, csv: str) -> dict[str, Any]:
-    body = tables.typeset(table.data)
-    longest = [max((_length(row[i]) for row in body["rows"]), default=0) for i in range(len(body["head"]))]
-    body["wide"] = [length > WIDE for length in longest]
-    return {"caption": text.runs(" ".join(table.caption.split())), "body": body, "csv": csv}
-
-
-def _length(cell: dict[str, Any]) -> int:
-    if "math" in cell:
-        return int(0.7 * len(cell["math"]))  # brackets and commands of the source are not printed
-    return sum(len(run.get("text", run.get("code", ""))) for run in cell["runs"])
+    caption = text.runs(" ".join(table.caption.split()))
+    return {"caption": caption, "body": tables.typeset(table.data), "csv": text.breakable(csv)}
 
 
 def status_line(records: pd.DataFrame) -> dict[str, Any]:
@@ -195,7 +198,12 @@ def provenance_rows(provenance: Any) -> list[list[str]]:
         provenance = asdict(provenance)
     if not isinstance(provenance, Mapping):
         raise TypeError(f"provenance must be a mapping or a dataclass, got {type(provenance).__name__}")
-    return [[str(name).replace("_", " "), text.plain(_flat(value), 600)] for name, value in provenance.items()]
+    return [[_name(name), text.breakable(text.plain(_flat(value), 600))] for name, value in provenance.items()]
+
+
+def _name(name: Any) -> str:
+    words = str(name)
+    return words if words == "nla_llm" else words.replace("_", " ")
 
 
 def _flat(value: Any) -> str:
@@ -206,7 +214,7 @@ def _flat(value: Any) -> str:
     if isinstance(value, float):
         return text.format_number(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(name).replace('_', ' ')} {_flat(entry)}" for name, entry in value.items())
+        return ", ".join(f"{_name(name)} {_flat(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple | set | frozenset):
         return "; ".join(_flat(entry) for entry in value)
     return str(value)

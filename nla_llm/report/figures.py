@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_WIDTH = 6.5  # inches between the margins of the page
+MAX_HEIGHT = 8.0  # inches that leave room for a caption
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,28 @@ class Drawn:
     svg: str = ""
     trouble: str = ""
     width: float = MAX_WIDTH
+    aspect: float = 0.6  # height over width
 
 
-def draw(figures: Iterable[Figure], families: Iterable[str] = ()) -> list[Drawn]:
-    """Draw every figure; one that fails becomes a sentence, and the others are drawn all the same."""
+def draw(figures: Iterable[Figure], families: Iterable[str] = (), *, first_only: bool = False) -> list[Drawn]:
+    """Draw every figure; one that fails becomes a sentence, and the others are drawn all the same.
+
+    With ``first_only`` drawing ends with the first that succeeds.
+    """
+    drawn: list[Drawn] = []
     with style.figure_style(families):
-        return [_draw(figure) for figure in figures]
+        for figure in figures:
+            drawn.append(_draw(figure))
+            if first_only and drawn[-1].svg:
+                break
+    return drawn
 
 
 def _draw(figure: Figure) -> Drawn:
     data, has_intervals = with_error_bar_column(figure.data)
     csv = data.to_csv(index=False, lineterminator="\n").encode()
-    width = float(figure.size[0])
+    aspect = float(figure.size[1] / figure.size[0])
+    width = min(float(figure.size[0]), MAX_WIDTH, MAX_HEIGHT / aspect)
     svg, trouble = "", ""
     if figure.data.empty:
         trouble = "There is no data for this figure: no cell gave a result that it shows."
@@ -55,7 +66,7 @@ def _draw(figure: Figure) -> Drawn:
         except Exception as error:  # whatever a study's own code raises must not cost the other figures
             _log.warning("figure %s could not be drawn", figure.name, exc_info=True)
             trouble = f"This figure could not be drawn: {type(error).__name__}: {error}"
-    return Drawn(figure.name, figure.caption, csv, has_intervals, svg, trouble, width)
+    return Drawn(figure.name, figure.caption, csv, has_intervals, svg, trouble, width, aspect)
 
 
 def _svg(figure: Figure) -> str:

@@ -31,7 +31,7 @@ def typst_math(expression: Any) -> str:
     --------
     >>> n, d_v = sympy.symbols("n d_v")
     >>> typst_math(2 * n**2 * d_v + n / 2)
-    '2 d_(v) n^(2) + n/2'
+    '2 n^(2) d_(v) + n/2'
     >>> typst_math(sympy.sqrt(n) * sympy.ceiling(n / 3))
     'sqrt(n) ceil(n/3)'
     """
@@ -63,6 +63,14 @@ def _word(name: str) -> str:
         return name
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def _customary(factor: Any) -> int:
+    """Place of a factor: numbers, then n, m, r, d as papers write costs, then the rest as SymPy orders it."""
+    base = factor.as_base_exp()[0]
+    if factor.is_number:
+        return 0
+    return 1 + "nmrd".find(base.name[0]) if base.is_Symbol and base.name[0] in "nmrd" else 5
 
 
 class _TypstPrinter(Printer):
@@ -129,7 +137,7 @@ class _TypstPrinter(Printer):
         if denominator != 1:
             return self._fraction(numerator, denominator)
         text = ""
-        for factor in expr.as_ordered_factors():
+        for factor in sorted(expr.as_ordered_factors(), key=_customary):
             part = self._in(factor, PRECEDENCE["Mul"])
             text += (" dot " if part[0].isdigit() else " ") + part if text else part
         return text

@@ -338,8 +338,8 @@ def legend(figure: Figure, *, where: Literal["below", "right"] = "below", column
     if where == "right":
         figure.legend(entries.values(), entries.keys(), loc="outside right center", ncols=columns or 1)
         return
-    widest = max(len(text) for text in entries) + 7  # the handle is about seven letters wide
-    fits = int(figure.get_figwidth() * 15.5 / widest)  # 15.5 letters to the inch at 8.5 points, measured on STIX
+    widest = max(len(text) for text in entries) + 10  # the handle and the gaps are about ten letters wide
+    fits = int(figure.get_figwidth() * 18 / widest)  # about 18 letters to the inch at 8.5 points
     columns = columns or max(1, min(fits, len(entries)))
     columns = -(-len(entries) // -(-len(entries) // columns))  # rows of equal length
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from . import text
-from .document import Content, Result, claim_fields, figure_fields, gather, provenance_rows, status_line
+from .document import Content, Result, absence, claim_fields, figure_fields, gather, provenance_rows, status_line
 
 SHORT = 120  # letters of a provenance entry that the summary still prints
 
 
 def summary_document(runs: list[Result]) -> dict[str, Any]:
     """Fields of the template for the summary."""
-    entries = [_entry(run, gather(run.study, run.records)) for run in runs]
+    entries = [_entry(run, gather(run.study, run.records, first_only=True)) for run in runs]
     return {
         "kind": "summary",
         "name": "summary",
@@ -32,10 +32,11 @@ def _entry(run: Result, content: Content) -> dict[str, Any]:
         number, first = shown[0]
         figure = {**figure_fields(first, ""), "number": str(number)}
     return {
-        "title": text.plain(study.title, 160) or study.name,
-        "pdf": f"{study.name}.pdf",
+        "title": text.breakable(text.plain(study.title, 160) or study.name),
+        "pdf": text.breakable(f"{study.name}.pdf"),
         "question": text.paragraphs(str(study.question)),
         "claims": [claim_fields(claim) for claim in content.claims],
+        "missing": {"claims": absence(content, "claims")},
         "status": status_line(run.records),
         "troubles": [text.runs(text.plain(trouble, 200)) for trouble in content.troubles],
         "figure": figure,

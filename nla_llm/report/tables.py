@@ -15,19 +15,29 @@ if TYPE_CHECKING:
 
 Cell = dict[str, Any]
 
+WIDE = 34  # letters from which a column of words shares the width of the page
+
 
 def typeset(data: pd.DataFrame) -> dict[str, Any]:
     """Heads, alignments and rows of a table.
 
-    Columns ``x``, ``x_lower`` and ``x_upper`` become one column of estimates, ``x_confidence`` and ``x_how`` are left
+    Columns ``x``, ``x_lower`` and ``x_upper`` become one of estimates (two for the typesetter: value and bracket), ``x_confidence`` and ``x_how`` are left
     to the CSV. A column of floats gets as many decimals everywhere; a SymPy expression or a cost becomes a formula.
     """
-    columns = _columns(data)
-    bodies = [_body(data, name, ends) for name, ends in columns]
+    head: list[Cell] = []
+    columns: list[tuple[str, list[Cell]]] = []  # alignment and cells
+    for name, ends in _columns(data):
+        found = _body(data, name, ends)
+        head.append({**_head(name), "span": len(found), "align": found[0][0]})
+        columns += found
+    cells = [body for _, body in columns]
     return {
-        "head": [_head(name) for name, _ in columns],
-        "align": ["right" if _numeric(data, name) else "left" for name, _ in columns],
-        "rows": [list(row) for row in zip(*bodies, strict=True)] if columns else [],
+        "head": head,
+        "align": [alignment for alignment, _ in columns],
+        "wide": [max(map(_length, body), default=0) > WIDE for body in cells],
+        "brackets": [place > 0 for entry in head for place in range(entry["span"])],
+        "tall": any("math" in cell for body in cells for cell in body),
+        "rows": [list(row) for row in zip(*cells, strict=True)] if cells else [],
     }
 
 
@@ -53,30 +63,42 @@ def _head(name: Any) -> Cell:
     return {"runs": text.runs(short.replace("_", " "))}
 
 
-def _numeric(data: pd.DataFrame, name: Any) -> bool:
-    values = [value for value in data[name] if value is not None]
-    return bool(values) and all(_is_number(value) or is_estimate(value) for value in values)
-
-
-def _body(data: pd.DataFrame, name: Any, ends: tuple[str, str] | None) -> list[Cell]:
+def _body(data: pd.DataFrame, name: Any, ends: tuple[str, str] | None) -> list[tuple[str, list[Cell]]]:
+    """Columns of the typesetter for one column of the data, each with its alignment."""
     values = list(data[name])
     if ends is not None:
-        rows = zip(values, data[ends[0]], data[ends[1]], strict=True)
-        return [_estimate_cell(*row) for row in rows]
-    if values and all(isinstance(value, numbers.Real) and _is_number(value) for value in values):
+        return _estimates([_printed(*row) for row in zip(values, data[ends[0]], data[ends[1]], strict=True)])
+    if values and all(is_estimate(value) for value in values):
+        return _estimates([text.format_estimate(v.value, v.lower, v.upper) for v in values])
+    if values and all(_is_number(value) for value in values):
         if all(isinstance(value, numbers.Integral) for value in values):
-            return [_text(text.format_number(int(value))) for value in values]
-        return [_text(entry) for entry in text.format_column([float(value) for value in values])]
-    return [cell(value) for value in values]
+            return [("right", [_text(text.format_number(int(value))) for value in values])]
+        printed = text.aligned(text.format_column([float(value) for value in values]))
+        return [("right", [_text(entry) for entry in printed])]
+    return [("left", [cell(value) for value in values])]
 
 
-def _estimate_cell(value: Any, lower: Any, upper: Any) -> Cell:
+def _estimates(printed: list[str]) -> list[tuple[str, list[Cell]]]:
+    """Column of the values, points under one another, and column of the brackets."""
+    parts = [entry.partition(" ") for entry in printed]
+    values = text.aligned([value for value, _, _ in parts])
+    return [("right", [_text(value) for value in values]), ("left", [_text(bracket) for _, _, bracket in parts])]
+
+
+def _printed(value: Any, lower: Any, upper: Any) -> str:
     if not _is_number(value):
-        return cell(value)
+        return "n/a" if value is None else text.plain(value, 40)
     ends = [float(end) if _is_number(end) else math.nan for end in (lower, upper)]
     if all(math.isnan(end) for end in ends):
-        return _text(f"{text.format_number(float(value))} [no interval]")
-    return _text(text.format_estimate(float(value), ends[0], ends[1]))
+        number = text.format_number(float(value))
+        return number if math.isnan(float(value)) else f"{number} [no interval]"
+    return text.format_estimate(float(value), ends[0], ends[1])
+
+
+def _length(entry: Cell) -> int:
+    if "math" in entry:
+        return int(0.7 * len(entry["math"]))  # brackets and commands of the source are not printed
+    return sum(len(run.get("text", run.get("code", ""))) for run in entry["runs"])
 
 
 def cell(value: Any) -> Cell:

@@ -9,6 +9,10 @@ from typing import Any
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NARROW = "\u202f"  # narrow no-break space between groups of thousands
 _MINUS = "\u2212"
+_LONG_WORD = re.compile(r"[^\s\u00a0]{26,}")
+_PIECE = re.compile(r".{0,11}[_/]|.{12}")
+_FIXED = "\u00a0"  # no-break space
+_GLUE = re.compile(r"(?<=\S) (?=[=<>≤≥≈±×%] ?\S?)|(?<=[=<>≤≥≈±×]) (?=\S)")
 _LINK = re.compile(
     r"(?P<code>`[^`\n]+`)|(?P<url>https?://[^\s<>\"]*[^\s<>\".,;:)\]])|arxiv[: ]\s?(?P<arxiv>\d{4}\.\d{4,5})(?:v\d+)?"
     r"|\bdoi[: ]\s?(?P<doi>10\.\d{4,9}/[^\s<>\"]*[^\s<>\".,;:)\]])",
@@ -89,6 +93,23 @@ def format_column(values: list[float]) -> list[str]:
     return [_group(f"{v:.{decimals}f}") if math.isfinite(v) else _special(v) for v in values]
 
 
+def aligned(numbers: list[str]) -> list[str]:
+    """Pad printed numbers with spaces of the width of digits, so that their points stand under one another.
+
+    Examples
+    --------
+    >>> aligned(["0.134", "0.4", "12"])
+    ['0.134', '0.4\u2007\u2007', '12\u2008\u2007\u2007\u2007']
+    """
+    if any("×" in number for number in numbers):
+        return numbers
+    tails = [len(number.partition(".")[2]) for number in numbers]
+    return [
+        number + ("" if "." in number or not max(tails) else "\u2008") + "\u2007" * (max(tails) - tail)
+        for number, tail in zip(numbers, tails, strict=True)
+    ]
+
+
 def paragraphs(text: str) -> list[list[dict[str, str]]]:
     """Paragraphs of a text (they are parted by an empty line), each as its runs; see `runs`."""
     parts = re.split(r"\n\s*\n", text.strip())
@@ -103,7 +124,7 @@ def runs(text: str) -> list[dict[str, str]]:
     Examples
     --------
     >>> runs("see arXiv 2009.14794, `m`")[1:]
-    [{'text': 'arXiv 2009.14794', 'url': 'https://arxiv.org/abs/2009.14794'}, {'text': ', '}, {'code': 'm'}]
+    [{'text': 'arXiv\xa02009.14794', 'url': 'https://arxiv.org/abs/2009.14794'}, {'text': ', '}, {'code': 'm'}]
     """
     found: list[dict[str, str]] = []
     end = 0
@@ -112,7 +133,26 @@ def runs(text: str) -> list[dict[str, str]]:
         found.append(_run(match))
         end = match.end()
     found.append({"text": text[end:]})
-    return [run for run in found if run.get("text") != ""]
+    return [_glued(run) for run in found if run.get("text") != ""]
+
+
+def _glued(run: dict[str, str]) -> dict[str, str]:
+    """Keep relations, arXiv numbers and percentages on one line."""
+    if "text" not in run:
+        return run
+    held = run["text"].replace(" ", _FIXED) if "url" in run else _GLUE.sub(_FIXED, run["text"])
+    return {**run, "text": breakable(held)}
+
+
+def breakable(text: str) -> str:
+    """Let a word that may be wider than a column be broken, by invisible spaces of no width.
+
+    Examples
+    --------
+    >>> breakable("a short text"), breakable("n" * 40).count("\u200b")
+    ('a short text', 3)
+    """
+    return _LONG_WORD.sub(lambda word: _PIECE.sub("\\g<0>\u200b", word.group()), text)
 
 
 def _run(match: re.Match[str]) -> dict[str, str]:

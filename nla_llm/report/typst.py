@@ -14,6 +14,9 @@ import typst
 
 __all__ = ["compile_pdf", "render"]
 
+# Neither XML nor paper has a place for them: control characters, and halves of surrogate pairs.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
 # Outside of these blocks the fonts that come with Typst have (nearly) nothing; then, and only then, the machine's own
 # fonts are asked, at the price that the bytes of the PDF depend on them.
 _EMBEDDED = re.compile(r"[\u0000-\u2bff\u2e00-\u2e7f\ua700-\ua7ff\ufb00-\ufb06\ufe00-\ufe0f\U0001d400-\U0001d7ff]*")
@@ -34,7 +37,7 @@ def compile_pdf(document: dict[str, Any]) -> bytes:
 
 def render(document: dict[str, Any], file_format: str, ppi: float | None = None) -> bytes:
     """Set a document as "pdf", or a one-page document as "png" or "svg"."""
-    content = json.dumps(document, ensure_ascii=False, allow_nan=False).replace("\\u0000", "\ufffd")
+    content = json.dumps(_printable(document), ensure_ascii=False, allow_nan=False)
     template = resources.files(__package__).joinpath("template.typ").read_bytes()
     compiler = typst.Compiler(
         template,
@@ -45,3 +48,14 @@ def render(document: dict[str, Any], file_format: str, ppi: float | None = None)
     if not isinstance(output, bytes):
         raise TypeError(f"a report is one file, got {type(output).__name__} for format {file_format!r}")
     return output
+
+
+def _printable(value: Any) -> Any:
+    """The same data with a replacement sign for every character that cannot be printed."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {name: _printable(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_printable(entry) for entry in value]
+    return value
