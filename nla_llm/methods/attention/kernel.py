@@ -9,8 +9,9 @@ In the causal form the scale of the keys may only know the past, so it runs alon
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from nla_llm import costs
 from nla_llm.backend import Array, device_of, namespace
 from nla_llm.methods.registry import Properties, register, require
 from nla_llm.operators import CausalLowRank, LowRank, RowNormalised
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["CHUNK", "EluFeatures", "Features", "ReluFeatures", "kernel_attention"]
+__all__ = ["CHUNK", "EluFeatures", "Features", "ReluFeatures", "kernel_attention", "kernel_attention_cost"]
 
 CHUNK = 64  # rows of a causal chunk: near the feature counts in use, where state and triangle cost the same
 
@@ -127,6 +128,45 @@ def _running_scale(log_q: Array, log_k: Array, chunk: int) -> tuple[Array, Array
     return xp.concat(moved_q, axis=-2), xp.concat(moved_k, axis=-2), xp.concat(decay, axis=-2), chunk
 
 
+def kernel_attention_cost(
+    problem: AttentionProblem, features: Any, *, log_width: Any = None, amplitude: bool = False
+) -> costs.Cost:
+    """Cost of :func:`kernel_attention` with ``features`` features, whose logs have ``log_width`` columns.
+
+    Holds where no chunk has to be halved; a causal run that halves them does more.
+    """
+    n_q, n_k, _, d_v = costs.symbols_of(problem)
+    op: costs.formulas.LowRankShape | costs.formulas.CausalLowRankShape
+    if problem.causal:
+        op = costs.formulas.CausalLowRankShape(n_q, features, costs.c, decay=log_width is not None)
+        scaling = _running_scale_cost(n_q, op.chunks, log_width)
+    else:
+        op = costs.formulas.LowRankShape(n_q, n_k, features)
+        scaling = _scale_cost(n_q, n_k, log_width)
+    normalised = costs.formulas.row_normalised(op, n_q, d_v)
+    if log_width is None:
+        return normalised
+    row_scale = costs.formulas.maximum_of(log_width, times=n_q) + costs.Operations(add=n_q * log_width + n_q)
+    values = costs.Operations(exp=log_width, mul=features if amplitude else 0) * (n_q + n_k)
+    return costs.Cost(prepare=scaling + row_scale + values) + normalised
+
+
+def _scale_cost(n_q: Any, n_k: Any, width: Any) -> costs.Operations:
+    """The largest log of each feature, moved from the keys to the queries."""
+    if width is None:
+        return costs.Operations()
+    return costs.formulas.maximum_of(n_k, times=width) + costs.Operations(add=(n_q + n_k) * width)
+
+
+def _running_scale_cost(n: Any, chunks: Any, width: Any) -> costs.Operations:
+    """Cost of :func:`_running_scale`: per chunk its maximum, the new scale, its test and its decay."""
+    if width is None:
+        return costs.Operations()
+    per_chunk = costs.Operations(compare=3 * width, add=2 * width, exp=width)
+    moved = costs.Operations(compare=(n - chunks) * width, add=2 * n * width)
+    return chunks * per_chunk + moved + costs.Operations(exp=1)  # the exponent range, one logarithm
+
+
 @register("elu_features")
 @final
 @dataclass(frozen=True)
@@ -147,6 +187,7 @@ class EluFeatures:
     properties: ClassVar[Properties] = Properties(
         family="elu", target="elu kernel", nonnegative=True, supports=frozenset({"causal", "key_mask"})
     )
+    chunk: ClassVar[int] = CHUNK
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of linear attention."""
@@ -154,6 +195,12 @@ class EluFeatures:
         return kernel_attention(
             problem, Features(_elu_plus_one(problem.q)), Features(_elu_plus_one(problem.k)), nonnegative=True
         )
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """Features by two comparisons, an exponential and an addition an entry; then a kernel of d features."""
+        n_q, n_k, d, _ = costs.symbols_of(problem)
+        features = (n_q + n_k) * d * costs.Operations(compare=2, exp=1, add=1)
+        return costs.Cost(prepare=features) + kernel_attention_cost(problem, d)
 
 
 @register("relu_features")
@@ -169,11 +216,17 @@ class ReluFeatures:
     properties: ClassVar[Properties] = Properties(
         family="relu", target="relu kernel", nonnegative=True, partial=True, supports=frozenset({"causal", "key_mask"})
     )
+    chunk: ClassVar[int] = CHUNK
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of linear attention."""
         require(self, problem)
         return kernel_attention(problem, Features(_relu(problem.q)), Features(_relu(problem.k)), nonnegative=True)
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """Features by one comparison an entry; then a kernel of d features."""
+        n_q, n_k, d, _ = costs.symbols_of(problem)
+        return costs.Cost(prepare=costs.Operations(compare=(n_q + n_k) * d)) + kernel_attention_cost(problem, d)
 
 
 def _elu_plus_one(x: Array) -> Array:

@@ -11,8 +11,9 @@ from dataclasses import KW_ONLY, InitVar, dataclass
 from math import log, sqrt
 from typing import TYPE_CHECKING, ClassVar, final
 
+from nla_llm import costs
 from nla_llm.backend import Array, from_numpy, generator, namespace
-from nla_llm.methods.attention.kernel import Features, kernel_attention
+from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, Unsupported, register, require, whole_number
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["HyperbolicFeatures", "PositiveFeatures", "RandomFeatures", "TrigonometricFeatures", "draw_directions"]
 
@@ -70,6 +72,7 @@ class RandomFeatures(ABC):
             raise ValueError(f"directions must be one of {', '.join(ENSEMBLES)}, got {self.directions!r}")
 
     features_per_direction: ClassVar[int] = 1
+    chunk: ClassVar[int] = CHUNK
     properties: ClassVar[Properties]
 
     @staticmethod
@@ -90,6 +93,44 @@ class RandomFeatures(ABC):
             log_factor=-log(self.m * self.features_per_direction),
             nonnegative=self.properties.nonnegative,
         )
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Mean and variance of the entries of Â before the division by row sums, in closed form."""
+        from nla_llm.theory import kernel_theory  # noqa: PLC0415 - SciPy loads there
+
+        x, y = self._scaled(problem)
+        kind, orthogonal = self.properties.family, self.directions == "orthogonal"
+        return kernel_theory(x, y, scale=1.0, features=kind, m=self.m, orthogonal=orthogonal)
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """Directions, scaled inputs, their projections and norms, the features; then a kernel of m or 2m features."""
+        n_q, n_k, d, _ = costs.symbols_of(problem)
+        norm = costs.Operations(mul=d + 1) + costs.formulas.sum_of(d)
+        token = costs.Operations(mul=d) + costs.formulas.matmul(1, d, costs.m) + norm
+        inputs = (n_q + n_k) * token + self._recentre_cost(problem)
+        return costs.Cost(prepare=self._directions_cost() + inputs) + self._kernel_cost(problem)
+
+    @staticmethod
+    @abstractmethod
+    def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
+        """Cost of ``features`` from projections and norms, and of the kernel attention that follows."""
+
+    def _directions_cost(self) -> costs.Operations:
+        """Cost of :func:`draw_directions`."""
+        if self.directions == "iid":
+            return costs.Operations(draw=costs.m * costs.d)
+        return costs.formulas.orthogonal_directions(costs.m, costs.d)
+
+    def _recentre_cost(self, problem: AttentionProblem) -> costs.Operations:
+        """Two means and two subtractions from the keys."""
+        if not self.recentre:
+            return costs.Operations()
+        n_q, n_k, d, _ = costs.symbols_of(problem)
+        sum_of = costs.formulas.sum_of
+        means = sum_of(n_q, times=d) + sum_of(n_k, times=d) + costs.Operations(div=2 * d)
+        if problem.key_mask is not None:
+            means += costs.Operations(mul=n_k * d) + sum_of(n_k)  # weighted by the mask, divided by its sum
+        return means + costs.Operations(add=2 * n_k * d)
 
     def _scaled(self, problem: AttentionProblem) -> tuple[Array, Array]:
         """x and y with x·y equal to the logits, up to a constant of each row where the keys are recentred."""
@@ -152,6 +193,12 @@ class PositiveFeatures(RandomFeatures):
         """One exponential for each direction."""
         return Features(log=projection - _half_square_norm(x))
 
+    @staticmethod
+    def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
+        n_q, n_k, _, _ = costs.symbols_of(problem)
+        logs = costs.Operations(add=(n_q + n_k) * costs.m)
+        return costs.Cost(prepare=logs) + kernel_attention_cost(problem, costs.m, log_width=costs.m)
+
 
 @register("hyperbolic_features")
 @final
@@ -170,6 +217,12 @@ class HyperbolicFeatures(RandomFeatures):
         """Two exponentials for each direction."""
         norm = _half_square_norm(x)
         return Features(log=namespace(x).concat([projection - norm, -projection - norm], axis=-1))
+
+    @staticmethod
+    def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
+        n_q, n_k, _, _ = costs.symbols_of(problem)
+        logs = costs.Operations(add=(n_q + n_k) * 2 * costs.m)
+        return costs.Cost(prepare=logs) + kernel_attention_cost(problem, 2 * costs.m, log_width=2 * costs.m)
 
 
 @register("trigonometric_features")
@@ -192,3 +245,9 @@ class TrigonometricFeatures(RandomFeatures):
         return Features(
             amplitude=xp.concat([xp.cos(projection), xp.sin(projection)], axis=-1), log=_half_square_norm(x)
         )
+
+    @staticmethod
+    def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
+        n_q, n_k, _, _ = costs.symbols_of(problem)
+        waves = costs.Operations(exp=(n_q + n_k) * 2 * costs.m)
+        return costs.Cost(prepare=waves) + kernel_attention_cost(problem, 2 * costs.m, log_width=1, amplitude=True)

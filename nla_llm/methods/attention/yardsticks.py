@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from nla_llm import costs
 from nla_llm.backend import Array, device_of, generator, namespace
-from nla_llm.methods.attention.kernel import Features, kernel_attention
+from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Dense, LowRank, Operator, Product, Selection
 
@@ -37,12 +38,17 @@ class Uniform:
         family="uniform", target="mean", nonnegative=True, shift_invariant=True, yardstick=True,
         supports=frozenset({"causal", "key_mask"}),
     )  # fmt: skip
+    chunk: ClassVar[int] = CHUNK
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of rank one, its lower triangle where the problem is causal."""
         require(self, problem)
         queries, keys = Features(_column_of_ones(problem.q)), Features(_column_of_ones(problem.k))
         return kernel_attention(problem, queries, keys, nonnegative=True)
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """A kernel of one feature."""
+        return kernel_attention_cost(problem, 1)
 
 
 @register("random_keys")
@@ -84,6 +90,16 @@ class RandomKeys:
         weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
         return Product(Dense(weights, nonnegative=True), sample)
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """The draw, sorted; softmax on m keys, hidden ones computed and thrown away; a product with m rows of v."""
+        n_q, n_k, d, d_v = costs.symbols_of(problem)
+        m, f = costs.m, costs.formulas
+        draw = costs.Operations(draw=n_k) + f.merge_sort(n_k)
+        logits = costs.Operations(mul=n_q * d) + f.matmul(n_q, d, m)
+        softmax = n_q * (f.maximum_of(m) + costs.Operations(add=m, exp=m, div=m) + f.sum_of(m))
+        mask = costs.Operations(compare=0 if problem.key_mask is None else m)
+        return costs.Cost(prepare=draw + logits + softmax + mask, apply=f.matmul(n_q, m, d_v))
 
     @staticmethod
     def _visible(problem: AttentionProblem, sample: Selection) -> Array | None:
@@ -134,6 +150,14 @@ class OptimalRank:
             u, s, v = truncated_svd(exact, self.m, rng=0 if rng is None else rng)
         m = self.m
         return LowRank(u[..., :, :m] * s[..., None, :m], v[..., :, :m])
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """The exact matrix and its dense decomposition, also where Krylov replaces it; a product of rank m."""
+        n_q, n_k, _, d_v = costs.symbols_of(problem)
+        f, m = costs.formulas, costs.m
+        matrix = f.softmax_weights(problem) + costs.Operations(div=costs.symbols.visible_pairs(problem))
+        factors = f.svd(n_q, n_k) + costs.Operations(mul=n_q * m)
+        return costs.Cost(prepare=matrix + factors, apply=f.LowRankShape(n_q, n_k, m).apply(d_v))
 
 
 def _column_of_ones(x: Array) -> Array:

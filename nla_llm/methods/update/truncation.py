@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+from nla_llm import costs
 from nla_llm.backend import device_of
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import LowRank
@@ -51,6 +52,12 @@ class TruncatedSVD:
         u, s, vt = xp.linalg.svd(problem.delta, full_matrices=False)
         return LowRank(u[..., :, :r] * s[..., None, :r], xp.matrix_transpose(vt[..., :r, :]))
 
+    def cost(self, problem: UpdateProblem) -> costs.Cost:
+        """A dense singular value decomposition; applying it to one input takes the two factors."""
+        d_out, d_in, r = costs.d_out, costs.d_in, costs.r
+        factors = costs.formulas.svd(d_out, d_in) + costs.Operations(mul=d_out * r)
+        return costs.Cost(prepare=factors, apply=costs.formulas.LowRankShape(d_out, d_in, r).apply(1))
+
 
 @register("zero_update")
 @final
@@ -69,3 +76,7 @@ class ZeroUpdate:
         kind = {"dtype": problem.delta.dtype, "device": device_of(problem.delta)}
         left, right = xp.zeros((*batch, problem.d_out, 1), **kind), xp.zeros((*batch, problem.d_in, 1), **kind)
         return LowRank(left, right, nonnegative=True)
+
+    def cost(self, problem: UpdateProblem) -> costs.Cost:
+        """Nothing to prepare; applying it multiplies by a rank of one, though by zeros."""
+        return costs.Cost(apply=costs.formulas.LowRankShape(costs.d_out, costs.d_in, 1).apply(1))

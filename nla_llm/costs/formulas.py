@@ -1,0 +1,174 @@
+"""Formulas of the pieces that methods are made of: each mirrors one operator or one array function.
+
+They are composed in the ``cost`` of a method as its code composes the operators, and compared with what counted arrays
+count, exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sympy
+
+from nla_llm.arithmetic import factorisations
+from nla_llm.costs.cost import Cost, Operations
+from nla_llm.costs.symbols import symbols_of, visible_pairs
+
+if TYPE_CHECKING:
+    from nla_llm.problems import AttentionProblem
+
+__all__ = [
+    "CausalLowRankShape",
+    "LowRankShape",
+    "exact_attention",
+    "matmul",
+    "maximum_of",
+    "merge_sort",
+    "orthogonal_directions",
+    "row_normalised",
+    "softmax_weights",
+    "sum_of",
+    "svd",
+]
+
+Expr = Any  # an int or an expression of SymPy, which has no types
+
+
+def matmul(rows: Expr, inner: Expr, columns: Expr) -> Operations:
+    """A product of a rows × inner by an inner × columns matrix.
+
+    Examples
+    --------
+    >>> matmul(2, 3, 4).madd
+    24
+    """
+    return Operations(madd=rows * inner * columns)
+
+
+def sum_of(length: Expr, *, times: Expr = 1) -> Operations:
+    """``times`` sums of ``length`` entries each."""
+    return Operations(add=times * (length - 1))
+
+
+def maximum_of(length: Expr, *, times: Expr = 1) -> Operations:
+    """``times`` maxima over ``length`` entries each."""
+    return Operations(compare=times * (length - 1))
+
+
+def merge_sort(length: Expr) -> Operations:
+    """Sorting: n⌈lg n⌉ − 2^⌈lg n⌉ + 1 comparisons (Knuth, The Art of Computer Programming, volume 3, section 5.2.4)."""
+    levels = sympy.ceiling(sympy.log(length, 2))
+    return Operations(compare=length * levels - 2**levels + 1)
+
+
+def svd(rows: Expr, columns: Expr) -> Operations:
+    """Thin singular value decomposition, 14mn² + 8n³ operations for m ≥ n (Golub and Van Loan, section 8.6)."""
+    if rows == columns:
+        return Operations(madd=factorisations.svd(rows, rows))
+    return Operations(madd=factorisations.svd(sympy.Max(rows, columns), sympy.Min(rows, columns)))
+
+
+def orthogonal_directions(m: Expr, d: Expr) -> Operations:
+    """m directions in blocks of d: the Haar rotations (QR and its signs) and the χ lengths."""
+    blocks = sympy.ceiling(m / d)
+    rotation = Operations(madd=factorisations.qr(d, d), mul=d**2, compare=d, draw=d**2)
+    return blocks * rotation + Operations(sqrt=m, mul=m * d, draw=m)
+
+
+# -- exact attention -----------------------------------------------------------------------------------------------
+
+
+def softmax_weights(problem: AttentionProblem) -> Operations:
+    """Logits, their exponentials after the row maximum is taken off, and the log-sum-exps of the rows."""
+    rows, _, d, _ = symbols_of(problem)
+    pairs = visible_pairs(problem)
+    return (
+        Operations(mul=rows * d, madd=pairs * d)  # scaled queries, times keys
+        + Operations(add=0 if problem.bias is None else pairs)
+        + Operations(compare=pairs - rows, add=pairs, exp=pairs)
+        + Operations(add=pairs - rows)  # row sums
+        + Operations(exp=rows, add=rows)  # maximum + log(sum)
+    )
+
+
+def exact_attention(problem: AttentionProblem) -> Cost:
+    """Exact softmax attention: nothing is prepared, one product with v; 2 (d + d_v) matrix operations a visible pair.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> exact_attention(AttentionProblem(np.zeros((4, 2)), np.zeros((4, 2)))).matmuls()
+    2*d*n**2 + 2*d_v*n**2
+    """
+    rows, _, _, d_v = symbols_of(problem)
+    weighted_sum = Operations(madd=visible_pairs(problem) * d_v, div=rows * d_v)
+    return Cost(apply=softmax_weights(problem) + weighted_sum)
+
+
+# -- operators -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LowRankShape:
+    """Costs of :class:`~nla_llm.operators.LowRank`: left (rows × rank) by the transpose of right (columns × rank)."""
+
+    rows: Expr
+    columns: Expr
+    rank: Expr
+
+    def row_sums(self) -> Operations:
+        """Sum of the rows of right, then one product with left."""
+        return sum_of(self.columns, times=self.rank) + matmul(self.rows, self.rank, 1)
+
+    def apply(self, width: Expr) -> Operations:
+        """Product with a columns × width matrix, from the right."""
+        return matmul(self.rank, self.columns, width) + matmul(self.rows, self.rank, width)
+
+
+@dataclass(frozen=True)
+class CausalLowRankShape:
+    """Costs of :class:`~nla_llm.operators.CausalLowRank`: n × n, chunks of c ≤ n rows, with or without decay."""
+
+    n: Expr
+    rank: Expr
+    c: Expr
+    decay: bool = False
+
+    @property
+    def chunks(self) -> Expr:
+        """Number of chunks, the last one perhaps shorter."""
+        return sympy.ceiling(self.n / self.c)
+
+    @property
+    def pairs(self) -> Expr:
+        """Pairs inside chunks: c(c+1)/2 in a full one."""
+        full = sympy.floor(self.n / self.c)
+        rest = self.n - full * self.c
+        return full * self.c * (self.c + 1) / 2 + rest * (rest + 1) / 2
+
+    def decayed(self, width: Expr) -> Operations:
+        """The state, rank × width, multiplied on entering each chunk but the first."""
+        return Operations(mul=(self.chunks - 1) * self.rank * width if self.decay else 0)
+
+    def row_sums(self) -> Operations:
+        """Running sums of right within chunks, the state added after the first, inner products with left."""
+        running = Operations(add=(self.n - self.chunks) * self.rank + (self.n - self.c) * self.rank)
+        inner = Operations(mul=self.n * self.rank) + sum_of(self.rank, times=self.n)
+        return running + self.decayed(1) + inner
+
+    def apply(self, width: Expr) -> Operations:
+        """Product with an n × width matrix: triangles of chunks, updates of the state, rows times the state."""
+        triangles = Operations(madd=self.pairs * (self.rank + width))
+        updates = matmul(self.rank, self.n, width) + Operations(add=(self.chunks - 1) * self.rank * width)
+        later_rows = matmul(self.n - self.c, self.rank, width) + Operations(add=(self.n - self.c) * width)
+        return triangles + updates + later_rows + self.decayed(width)
+
+
+def row_normalised(op: LowRankShape | CausalLowRankShape, rows: Expr, width: Expr) -> Cost:
+    """Costs of :class:`~nla_llm.operators.RowNormalised`: row sums and their two checks; a product and its division."""
+    return Cost(
+        prepare=op.row_sums() + Operations(compare=2 * rows),
+        apply=op.apply(width) + Operations(div=rows * width),
+    )

@@ -1,0 +1,124 @@
+"""The letters of the formulas, and their values for a problem and a method.
+
+=========  ============================================================================
+n          number of tokens, where queries and keys are as many (n_q, n_k where not)
+d, d_v     dimension of queries and keys, and of values
+m          directions, sampled keys or rank of an attention method (its field ``m``)
+r          rank of an update (field ``rank``)
+c          rows of a chunk (``chunk``), at most n
+w          window, at most n
+p          pairs of a query and a key that it sees, where a mask of keys makes them a property of the data
+d_out      rows of an update
+d_in       columns of an update
+=========  ============================================================================
+
+The symbols carry no assumptions, so ``expression.subs({"n": 4096})`` finds them by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import sympy
+
+from nla_llm.backend import to_numpy
+
+if TYPE_CHECKING:
+    from nla_llm.problems import AttentionProblem
+
+__all__ = ["AttentionSizes", "symbols_of", "values", "visible_pairs"]
+
+n, n_q, n_k, d, d_v, m, r, c, w, p, d_out, d_in = sympy.symbols("n n_q n_k d d_v m r c w p d_out d_in")
+
+_HYPERPARAMETERS = {"m": m, "rank": r, "chunk": c}
+
+
+class AttentionSizes(NamedTuple):
+    """Symbols of the sizes of an attention problem."""
+
+    n_q: sympy.Symbol
+    n_k: sympy.Symbol
+    d: sympy.Symbol
+    d_v: sympy.Symbol
+
+
+def symbols_of(problem: AttentionProblem) -> AttentionSizes:
+    """Symbols for (n_q, n_k, d, d_v): the same n twice where there are as many queries as keys.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> tuple(symbols_of(AttentionProblem(np.zeros((4, 2)), np.zeros((4, 2)))))
+    (n, n, d, d_v)
+    """
+    return AttentionSizes(n, n, d, d_v) if problem.n_q == problem.n_k else AttentionSizes(n_q, n_k, d, d_v)
+
+
+def visible_pairs(problem: AttentionProblem) -> sympy.Expr:
+    """Number of (query, key) pairs that causality, window and mask leave; a bias hides none, however large.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> visible_pairs(AttentionProblem(np.zeros((4, 2)), np.zeros((4, 2)), causal=True))
+    n*(n + 1)/2
+    """
+    if problem.key_mask is not None:
+        return p
+    sizes = symbols_of(problem)
+    if problem.window is not None:
+        return n * w - w * (w - 1) / 2 if problem.causal else n * (2 * w - 1) - w * (w - 1)
+    return n * (n + 1) / 2 if problem.causal else sizes.n_q * sizes.n_k
+
+
+def values(problem: Any, method: Any = None) -> dict[sympy.Symbol, int]:
+    """Values of the symbols for a problem and, if given, the hyper-parameters of a method.
+
+    Masks are those of the first entry of the batch axes, since costs are per head.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import UpdateProblem
+    >>> values(UpdateProblem(np.eye(3)))
+    {d_out: 3, d_in: 3}
+    """
+    known: dict[sympy.Symbol, int] = {}
+    if hasattr(problem, "d_out"):
+        known |= {d_out: problem.d_out, d_in: problem.d_in}
+    else:
+        sizes = symbols_of(problem)
+        known |= {sizes.n_q: problem.n_q, sizes.n_k: problem.n_k, d: problem.d, d_v: problem.d_v}
+        if problem.window is not None:
+            known[w] = min(int(problem.window), problem.n_k)
+        if problem.key_mask is not None:
+            known[p] = _count_visible_pairs(problem)
+    return known | _hyperparameters(problem, method)
+
+
+def _hyperparameters(problem: Any, method: Any) -> dict[sympy.Symbol, int]:
+    names = {f.name for f in fields(method)} if is_dataclass(method) else set()
+    found = {
+        symbol: getattr(method, name)
+        for name, symbol in _HYPERPARAMETERS.items()
+        if name in names | {"chunk"} and hasattr(method, name)
+    }
+    if c in found and hasattr(problem, "n_k"):
+        found[c] = min(found[c], problem.n_k)
+    return found
+
+
+def _count_visible_pairs(problem: AttentionProblem) -> int:
+    """Sum over the keys of the first mask of the number of queries that see them."""
+    mask = to_numpy(problem.key_mask)
+    key = np.flatnonzero(mask.reshape(-1, mask.shape[-1])[0])
+    reach = problem.n_k if problem.window is None else int(problem.window)
+    first = key if problem.causal else np.maximum(0, key - reach + 1)
+    last = np.minimum(problem.n_q, key + reach)
+    if problem.window is None and not problem.causal:
+        return int(key.size * problem.n_q)
+    return int(np.sum(last - first))
