@@ -72,7 +72,7 @@ def svd(rows: Expr, columns: Expr) -> Operations:
 def orthogonal_directions(m: Expr, d: Expr) -> Operations:
     """m directions in blocks of d: the Haar rotations (QR and its signs) and the χ lengths."""
     blocks = sympy.ceiling(m / d)
-    rotation = Operations(madd=factorisations.qr(d, d), mul=d**2, compare=d, draw=d**2)
+    rotation = Operations(madd=factorisations.qr(d, d), compare=d, draw=d**2)
     return blocks * rotation + Operations(sqrt=m, mul=m * d, draw=m)
 
 

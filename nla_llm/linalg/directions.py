@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from nla_llm.backend import generator
+from nla_llm.backend import Array, from_numpy, generator, namespace
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import numpy as np
 
 __all__ = ["haar_orthogonal", "orthogonal_directions"]
 
 
 def haar_orthogonal(
-    n: int, rng: int | np.random.Generator, *, batch: tuple[int, ...] = ()
-) -> NDArray[np.floating[Any]]:
+    n: int, rng: int | np.random.Generator, *, batch: tuple[int, ...] = (), like: Array | None = None
+) -> Array:
     """Orthogonal matrices drawn from the Haar (uniform) measure.
 
     The Q of a QR factorisation is Haar only after the signs of the diagonal of R are moved into Q (Mezzadri 2007,
@@ -29,27 +27,33 @@ def haar_orthogonal(
     rng : int or numpy.random.Generator
     batch : tuple of int
         Leading axes, independent draws.
+    like : array, optional
+        The numbers are drawn by NumPy; the rest is done in the library and on the device of this array.
 
     Returns
     -------
-    ndarray (*batch, n, n), float64
+    array (*batch, n, n), float64
 
     Examples
     --------
+    >>> import numpy as np
     >>> q = haar_orthogonal(3, rng=0)
     >>> bool(np.allclose(q @ q.T, np.eye(3)))
     True
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    q, r = np.linalg.qr(generator(rng).standard_normal((*batch, n, n)))
-    signs = np.where(np.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
-    return q * signs[..., None, :]
+    gaussian = generator(rng).standard_normal((*batch, n, n))
+    if like is not None:
+        gaussian = from_numpy(gaussian, like=like)
+    xp = namespace(gaussian)
+    q, r = xp.linalg.qr(gaussian)
+    return xp.where((xp.linalg.diagonal(r) < 0)[..., None, :], -q, q)
 
 
 def orthogonal_directions(
-    m: int, d: int, rng: int | np.random.Generator, *, batch: tuple[int, ...] = ()
-) -> NDArray[np.floating[Any]]:
+    m: int, d: int, rng: int | np.random.Generator, *, batch: tuple[int, ...] = (), like: Array | None = None
+) -> Array:
     """Directions ω_1 … ω_m with the law N(0, I_d) each, orthogonal within blocks of d.
 
     Each block is a Haar orthogonal matrix whose rows get independent χ_d lengths (Yu et al. 2016, arXiv 1610.09072,
@@ -62,10 +66,12 @@ def orthogonal_directions(
     rng : int or numpy.random.Generator
     batch : tuple of int
         Leading axes, independent draws.
+    like : array, optional
+        The numbers are drawn by NumPy; the rest is done in the library and on the device of this array.
 
     Returns
     -------
-    ndarray (*batch, m, d), float64
+    array (*batch, m, d), float64
 
     Examples
     --------
@@ -77,7 +83,8 @@ def orthogonal_directions(
         raise ValueError(f"m and d must be at least 1, got m={m}, d={d}")
     rng = generator(rng)
     blocks = -(-m // d)
-    rotations = haar_orthogonal(d, rng, batch=(*batch, blocks))
-    directions = rotations.reshape(*batch, blocks * d, d)[..., :m, :]
-    lengths = np.sqrt(rng.chisquare(d, size=(*batch, m)))
+    rotations = haar_orthogonal(d, rng, batch=(*batch, blocks), like=like)
+    xp = namespace(rotations)
+    directions = xp.reshape(rotations, (*batch, blocks * d, d))[..., :m, :]
+    lengths = xp.sqrt(from_numpy(rng.chisquare(d, size=(*batch, m)), like=rotations))
     return directions * lengths[..., None]

@@ -28,17 +28,17 @@ __all__ = ["HyperbolicFeatures", "PositiveFeatures", "RandomFeatures", "Trigonom
 ENSEMBLES = ("iid", "orthogonal")
 
 
-def draw_directions(ensemble: str, m: int, d: int, rng: np.random.Generator) -> np.ndarray:
-    """Directions ω, an array (m, d) with E ω ωᵀ = I.
+def draw_directions(ensemble: str, m: int, d: int, rng: np.random.Generator, *, like: Array) -> Array:
+    """Directions ω, an array (m, d) in the library of ``like`` with E ω ωᵀ = I.
 
     'iid' draws N(0, I); 'orthogonal' draws Haar-orthogonal blocks of d rows with independent χ_d norms, so that every
     row is N(0, I) by itself (Choromanski et al. 2021, arXiv 2009.14794, section 2.4).
     """
     if ensemble == "iid":
-        return rng.standard_normal((m, d))
+        return from_numpy(rng.standard_normal((m, d)), like=like)
     from nla_llm.linalg import orthogonal_directions  # noqa: PLC0415 - floor 1, loaded only where it is used
 
-    return orthogonal_directions(m, d, rng)
+    return orthogonal_directions(m, d, rng, like=like)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ class RandomFeatures(ABC):
         """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); the same directions serve all heads."""
         require(self, problem)
         x, y = self._scaled(problem)
-        drawn = draw_directions(self.directions, self.m, problem.d, generator(rng))
-        omega = namespace(x).matrix_transpose(from_numpy(drawn, like=x, dtype=x.dtype))
+        xp = namespace(x)
+        drawn = draw_directions(self.directions, self.m, problem.d, generator(rng), like=x)
+        omega = xp.matrix_transpose(xp.astype(drawn, x.dtype))
         return kernel_attention(
             problem,
             self.features(x, x @ omega),
