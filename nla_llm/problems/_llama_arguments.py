@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nla_llm.problems.llama_config import LlamaConfig
+    from nla_llm.problems.problem import AttentionProblem
 
 __all__ = [
     "Change",
     "Method",
+    "apply_method",
     "check_attention",
     "check_embedding",
     "check_layer",
@@ -43,6 +45,26 @@ class Change:
     def generator(self, layer: int) -> np.random.Generator | None:
         """Generator of a layer; it depends on the seed and the layer alone."""
         return None if self.seed is None else np.random.default_rng([self.seed, layer])
+
+
+def apply_method(method: Method, problem: AttentionProblem, layer: int, generator: np.random.Generator | None) -> Array:
+    """Output (..., h_kv, g, n, d) of a method in the place of exact attention.
+
+    Raises
+    ------
+    ValueError
+        If its operator has not the shape of the attention matrix, up to broadcasting.
+    FloatingPointError
+        If an output is NaN or infinite.
+    """
+    operator, xp = method(problem, rng=generator), problem.xp
+    shape = (*problem.batch_shape, problem.n_q, problem.n_k)
+    if tuple(operator.shape[-2:]) != shape[-2:] or len(operator.shape) > len(shape):
+        raise ValueError(f"{method!r} in layer {layer} gave an operator {tuple(operator.shape)}, attention is {shape}")
+    output = operator @ xp.astype(problem.v, operator.dtype, copy=False)
+    if not bool(xp.all(xp.isfinite(output))):
+        raise FloatingPointError(f"{method!r} in layer {layer} gave NaN or infinite outputs")
+    return xp.broadcast_to(output, (*shape[:-1], problem.d_v))
 
 
 def check_tokens(tokens: Any, config: LlamaConfig, targets: int) -> NDArray[np.int64]:

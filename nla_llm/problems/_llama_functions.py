@@ -60,10 +60,11 @@ def cross_entropy(hidden: Array, targets: Array, head: Array) -> Array:
     block = max(1, _LOGITS_AT_ONCE // head.shape[0])
     values = []
     for start in range(0, rows.shape[0], block):
-        x = rows[start : start + block, :]
+        stop = min(start + block, rows.shape[0])
+        x = rows[start:stop, :]
         logits = xp.astype(x @ xp.matrix_transpose(head), wide(x), copy=False)
         top = xp.max(logits, axis=-1, keepdims=True)
         log_sum = top[:, 0] + xp.log(xp.sum(xp.exp(logits - top), axis=-1))
-        chosen = xp.take(head, flat[start : start + block], axis=0)
+        chosen = xp.take(head, flat[start:stop], axis=0)
         values.append(log_sum - xp.sum(xp.astype(x, wide(x)) * xp.astype(chosen, wide(x)), axis=-1))
     return xp.reshape(xp.concat(values), targets.shape)

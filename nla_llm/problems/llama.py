@@ -13,6 +13,7 @@ from nla_llm.operators import LowRank, Operator
 from nla_llm.problems._llama_arguments import (
     Change,
     Method,
+    apply_method,
     check_attention,
     check_embedding,
     check_layer,
@@ -290,12 +291,9 @@ class LlamaModel:
         """What the attention of a layer adds, (..., n, hidden_size)."""
         xp, method = self.xp, change.attention.get(layer)
         if method is None:
-            operator = problem.exact(dtype=wide(problem.q))
+            heads = problem.exact(dtype=wide(problem.q)) @ xp.astype(problem.v, wide(problem.v), copy=False)
         else:
-            operator = method(problem, rng=change.generator(layer))
-        heads = operator @ xp.astype(problem.v, operator.dtype, copy=False)
-        if method is not None and not bool(xp.all(xp.isfinite(heads))):
-            raise FloatingPointError(f"the method {method!r} in layer {layer} gave NaN or infinite outputs")
+            heads = apply_method(method, problem, layer, change.generator(layer))
         heads = merge_heads(xp.astype(heads, self.dtype, copy=False))
         return self._linear(heads, f"model.layers.{layer}.self_attn.o_proj")
 
