@@ -22,8 +22,8 @@ class SVD(NamedTuple):
 def low_rank_factors(op: Operator) -> tuple[Array, Array] | None:
     """Factors (..., n_q, r) and (..., n_k, r) with ``op == left @ rightᵀ`` where the operator has them, else None.
 
-    Looks through transposes, scalings and row normalisation; not through sums, whose difference may cancel. None as well where r exceeds min(n_q, n_k), since
-    the matrix itself is then the smaller object.
+    Looks through transposes, scalings and row normalisation; not through sums, where differences may cancel. None as
+    well where r exceeds min(n_q, n_k), since the matrix itself is then the smaller object.
 
     Examples
     --------

@@ -144,8 +144,8 @@ def nuclear_norm(op: Operator, rng: int | np.random.Generator = 0) -> Estimate:
     """Sum of the singular values.
 
     Exact where the operator is small or a low-rank product. Else a certain bracket from a Krylov basis V of 128
-    columns and the exact Frobenius norm: ‖AV‖_* <= ‖A‖_* <= ‖AV‖_* + √(r − |V|) ‖A(I − VVᵀ)‖_F with r = min(n_q, n_k). It is tight
-    where the spectrum decays and says so where it does not.
+    columns and the exact Frobenius norm: ‖AV‖_* <= ‖A‖_* <= ‖AV‖_* + √(r − |V|) ‖A(I − VVᵀ)‖_F with r = min(n_q, n_k). It is
+    tight where the spectrum decays, and wide where it does not.
 
     Parameters
     ----------

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+
+from nla_llm.linalg import haar_orthogonal, is_small, range_finder, singular_values, truncated_svd
+from nla_llm.operators import Dense, LowRank, Transpose
+
+SPECTRA = {
+    "power law": lambda n: np.arange(1, n + 1.0) ** -0.5,
+    "exponential": lambda n: 0.9 ** np.arange(n),
+    "clustered head": lambda n: np.r_[np.full(20, 5.0), np.linspace(1, 0.1, n - 20)],
+    "rank 12 and noise": lambda n: np.r_[np.full(12, 5.0), np.linspace(1, 0, n - 12) ** 0.7],
+}
+
+
+def with_spectrum(values, rows, seed=0):
+    n = len(values)
+    u, v = haar_orthogonal(rows, seed)[:, :n], haar_orthogonal(n, seed + 1)
+    return (u * values) @ v.T
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("wide", [False, True])
+def test_truncated_svd_reaches_the_optimum_in_both_norms(name, wide):
+    n, rank = 560, 10
+    values = SPECTRA[name](n)
+    matrix = with_spectrum(values, 600)
+    op = Dense(matrix).T if wide else Dense(matrix)
+    assert not is_small(op)
+    u, s, v = truncated_svd(op, rank, rng=5)
+    error = (matrix.T if wide else matrix) - (u * s) @ v.T
+    assert 1 - 1e-12 <= np.linalg.norm(error) / np.linalg.norm(values[rank:]) <= 1.0005
+    assert 1 - 1e-12 <= np.linalg.norm(error, 2) / values[rank] <= 1.0005
+    assert np.abs(u.T @ u - np.eye(rank)).max() < 1e-12
+    assert np.abs(v.T @ v - np.eye(rank)).max() < 1e-12
+
+
+def test_small_and_batched_operators_agree_with_the_dense_svd(xp):
+    matrix = np.random.default_rng(0).standard_normal((2, 3, 14, 9))
+    u, s, v = (np.asarray(a) for a in truncated_svd(Dense(xp.asarray(matrix)), 4, rng=0))
+    full = np.linalg.svd(matrix, full_matrices=False)
+    best = (full.U[..., :4] * full.S[..., None, :4]) @ full.Vh[..., :4, :]
+    assert np.abs((u * s[..., None, :]) @ np.swapaxes(v, -1, -2) - best).max() < 1e-12
+    assert np.allclose(singular_values(Dense(xp.asarray(matrix))), full.S, rtol=1e-12)
+
+
+def test_batched_krylov_agrees_with_one_at_a_time():
+    matrices = np.stack([with_spectrum(SPECTRA["exponential"](540), 540, seed) for seed in (0, 7)])
+    both = truncated_svd(Dense(matrices), 3, rng=0)
+    for i in range(2):
+        one = truncated_svd(Dense(matrices[i]), 3, rng=0)
+        assert np.allclose(both.values[i], one.values, rtol=1e-5)
+    assert np.allclose(both.values[1], 0.9 ** np.arange(3), rtol=1e-5)
+
+
+def test_a_matrix_of_lower_rank_than_asked_is_reproduced():
+    matrix = with_spectrum(np.r_[np.full(6, 2.0), np.zeros(534)], 540)
+    u, s, v = truncated_svd(Dense(matrix), 9, rng=0)
+    assert np.abs((u * s) @ v.T - matrix).max() < 1e-12
+    assert np.abs(s[6:]).max() < 1e-12
+
+
+@pytest.mark.parametrize("wrap", [lambda op: op, lambda op: -2.0 * op, Transpose])
+def test_factors_are_used_and_never_multiplied_out(xp, wrap):
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((30, 4)), rng.standard_normal((20, 4))
+    op = wrap(LowRank(xp.asarray(left), xp.asarray(right)))
+    truth = np.linalg.svd(np.asarray(op.dense()), compute_uv=False)[:4]
+    values = singular_values(op)
+    assert values.shape == (4,)
+    assert np.allclose(values, truth, rtol=1e-12)
+    u, s, v = (np.asarray(a) for a in truncated_svd(op, 4, rng=0))
+    assert np.abs((u * s) @ v.T - np.asarray(op.dense())).max() < 1e-12
+
+
+def test_factors_shared_by_a_batch_give_values_for_each_element():
+    left, right = np.random.default_rng(0).standard_normal((2, 5, 3)), np.eye(6, 3)
+    assert singular_values(LowRank(left, right)).shape == (2, 3)
+
+
+def test_range_finder_captures_a_decaying_range(xp):
+    values = 0.3 ** np.arange(40)
+    matrix = with_spectrum(values, 50)
+    q = np.asarray(range_finder(Dense(xp.asarray(matrix)), 8, rng=0, power_steps=2))
+    assert np.linalg.norm(matrix - q @ (q.T @ matrix), 2) < 1.5 * values[8]
+
+
+@pytest.mark.parametrize("rank", [0, 10])
+def test_impossible_ranks_are_refused(rank):
+    op = Dense(np.eye(9))
+    with pytest.raises(ValueError, match="rank must be between 1 and 9"):
+        truncated_svd(op, rank, rng=0)
