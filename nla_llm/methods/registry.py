@@ -139,6 +139,20 @@ def methods() -> tuple[str, ...]:
     return tuple(sorted(_registry))
 
 
+def registered(name: str) -> type:
+    """Class that is registered under ``name``.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message names the nearest.
+    """
+    _load()
+    if name not in _registry:
+        raise ValueError(f"unknown method {name!r}{_nearest(name, _registry)}; nl.methods() lists all")
+    return _registry[name]
+
+
 def method(name: str, **options: Any) -> Any:
     """Make the method that is registered under ``name``.
 
@@ -152,11 +166,8 @@ def method(name: str, **options: Any) -> Any:
     >>> method("positive_features", m=16).m
     16
     """
-    _load()
-    if name not in _registry:
-        raise ValueError(f"unknown method {name!r}{_nearest(name, _registry)}; nl.methods() lists all")
-    cls = _registry[name]
-    known = list(cls.__dataclass_fields__) if is_dataclass(cls) else list(options)
+    cls = registered(name)
+    known = [f for f in getattr(cls, "__dataclass_fields__", options) if f != "_"]
     for option in options:
         if option not in known:
             hint = _nearest(option, known)

@@ -1,0 +1,163 @@
+"""The verbs of the bench: list, run, report, info."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nla_llm.study import StudySummary
+
+Studies = Annotated[list[str] | None, typer.Argument(help="Names of studies, or files my_study.py.", show_default=False)]
+Reports = Annotated[Path, typer.Option("--reports", metavar="DIR", help="Folder of the PDFs and their data.")]
+StoreFile = Annotated[Path, typer.Option("--store", metavar="FILE", help="SQLite file of all results.")]
+Scale = Annotated[Literal["small", "default", "full"], typer.Option("--scale", help="How much to compute.")]
+Everything = Annotated[bool, typer.Option("--all", help="Every study, not only the headline set.")]
+
+_STORE, _REPORTS = Path("results/nla_llm.sqlite"), Path("reports")
+
+
+def list_() -> None:
+    """Show methods and studies.
+
+    Example: [bold]nla-llm list[/]
+    """
+    from rich.table import Table  # noqa: PLC0415 - so that --help stays fast
+
+    from nla_llm.methods import methods, properties_of  # noqa: PLC0415
+    from nla_llm.methods.registry import registered  # noqa: PLC0415
+    from nla_llm.study import catalogue  # noqa: PLC0415
+
+    table = Table("method", "options", "of", "target", "structures", "theory", title="methods", title_justify="left")
+    for name in methods():
+        cls = registered(name)
+        p = properties_of(cls)
+        options = ", ".join(f for f in getattr(cls, "__dataclass_fields__", {}) if f not in {"_", "orthogonal"})
+        target = f"{p.target} (yardstick)" if p.yardstick else p.target
+        theory = "closed form" if hasattr(cls, "theory") else "-"
+        table.add_row(name, options or "-", p.problem, target, ", ".join(sorted(p.supports)) or "-", theory)
+    studies = Table("study", "question", "headline", title="studies", title_justify="left")
+    headline = catalogue.headline()
+    for name in catalogue.names():
+        studies.add_row(name, catalogue.load(name).question, "yes" if name in headline else "-")
+    _print(table, "", studies)
+
+
+def run(
+    studies: Studies = None,
+    everything: Everything = False,
+    scale: Scale = "default",
+    reports: Reports = _REPORTS,
+    store: StoreFile = _STORE,
+    jobs: Annotated[int | None, typer.Option(help="Worker processes; as many as cores by default.")] = None,
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = 600.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what the store already has.")] = False,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all records: .csv or .parquet.")] = None,
+) -> None:
+    """Run studies, write their PDFs, and judge their claims.
+
+    What the store has is not computed again. Exit code: 0 all well, 1 cells failed, 3 a claim came out against expectation.
+
+    Example: [bold]nla-llm run attention_error --scale small[/]
+    """
+    from nla_llm.study import Store, catalogue  # noqa: PLC0415 - so that --help stays fast
+    from nla_llm.study import run as run_studies  # noqa: PLC0415
+
+    if export is not None and export.suffix not in {".csv", ".parquet"}:
+        raise ValueError(f"--export writes .csv or .parquet, got {export.name}")
+    chosen = studies or (catalogue.names() if everything else None)
+    summary = run_studies(
+        chosen, scale=scale, store=store, jobs=jobs, dask=dask, timeout=timeout, resume=not fresh, arguments=sys.argv[1:]
+    )
+    _show(summary.studies)
+    _print(*(f"wrote {path}" for path in _write(summary.studies, reports)))
+    if export is not None:
+        with Store(summary.store, create=False) as kept:
+            rows = (kept.export_csv if export.suffix == ".csv" else kept.export_parquet)(export)
+        _print(f"wrote {export}, {rows} rows")
+    raise typer.Exit(summary.exit_code)
+
+
+def report(
+    studies: Studies = None,
+    everything: Everything = False,
+    scale: Scale = "default",
+    reports: Reports = _REPORTS,
+    store: StoreFile = _STORE,
+) -> None:
+    """Write the PDFs again from what the store has, computing nothing.
+
+    Example: [bold]nla-llm report cost_crossover[/]
+    """
+    from nla_llm.study import Store, catalogue, summarise  # noqa: PLC0415 - so that --help stays fast
+
+    chosen = studies or (catalogue.names() if everything else catalogue.headline())
+    with Store(store, create=False) as kept:
+        summaries = [summarise(catalogue.load(name), kept, scale=scale) for name in chosen]
+    _show(summaries)
+    _print(*(f"wrote {path}" for path in _write(summaries, reports)))
+
+
+def info() -> None:
+    """Show versions, BLAS, processor and the commit: what a report records of a run.
+
+    Example: [bold]nla-llm info[/]
+    """
+    from rich.table import Table  # noqa: PLC0415 - so that --help stays fast
+
+    from nla_llm.study import collect  # noqa: PLC0415
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in collect().items():
+        table.add_row(name.replace("_", " "), _plain(value))
+    _print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(v) for v in value)
+    return str(value)
+
+
+def _write(summaries: Iterable[StudySummary], reports: Path) -> list[Path]:
+    from nla_llm.report import Result, build, build_summary  # noqa: PLC0415 - matplotlib and Typst load here
+
+    results = [Result(s.study, s.records, _provenance(s)) for s in summaries]
+    paths = [build.build(r.study, r.records, r.provenance, reports) for r in results]
+    return [*paths, build_summary(results, reports)] if len(results) > 1 else paths
+
+
+def _provenance(summary: StudySummary) -> dict[str, Any]:
+    """Provenance of the latest run that contributed, with the number of the others."""
+    latest = dict(summary.provenance[-1]) if summary.provenance else {}
+    earlier = len(summary.provenance) - 1
+    return latest | ({"earlier_runs_that_contributed": earlier} if earlier > 0 else {})
+
+
+def _show(summaries: Iterable[StudySummary]) -> None:
+    from rich.text import Text  # noqa: PLC0415 - so that --help stays fast
+
+    colours = {"confirmed": "green", "refuted": "red", "open": "yellow"}
+    for summary in summaries:
+        for line in summary.lines():
+            text = Text(line)
+            for word, colour in colours.items():
+                if line.startswith(f"  {word}"):
+                    text.stylize(f"bold {colour}", 2, 2 + len(word))
+            _print(text)
+
+
+def _print(*things: Any) -> None:
+    from rich.console import Console  # noqa: PLC0415 - so that --help stays fast
+
+    console = Console(highlight=False)
+    for thing in things:
+        console.print(thing, soft_wrap=isinstance(thing, str), markup=False)

@@ -1,0 +1,130 @@
+"""What studies and the command line measure of a method: one record for a head or a weight matrix, estimates included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nla_llm import measures
+from nla_llm.backend import to_numpy
+from nla_llm.measures import Estimate
+from nla_llm.methods import properties_of
+from nla_llm.operators import RowNormalised
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from nla_llm.operators import Operator
+    from nla_llm.problems import AttentionProblem
+
+__all__ = ["attention_records", "head_facts", "kernel_error", "operators"]
+
+
+def operators(problem: Any, method: Any, *, draws: int, seed: int) -> list[Operator]:
+    """What a method makes of a problem: ``draws`` independent operators, one where nothing is random."""
+    if properties_of(method).deterministic:
+        return [method(problem)]
+    children = np.random.SeedSequence(seed).spawn(draws)
+    return [method(problem, rng=np.random.default_rng(child)) for child in children]
+
+
+def attention_records(
+    problem: AttentionProblem,
+    method: Any,
+    *,
+    draws: int,
+    seed: int,
+    norms: Sequence[str] = ("frobenius", "spectral"),
+    rtol: float = 1e-2,
+) -> list[dict[str, Any]]:
+    """Relative errors of a method on every head of a problem, as means over draws with their intervals.
+
+    The reference is exact attention in float64. Columns: ``head`` (index among the flattened batch axes), ``relative_``
+    and the norm, ``output_error`` (relative, Frobenius, of P v, where the problem has v), ``negative_share`` (of row
+    sums before normalisation).
+
+    Raises
+    ------
+    FloatingPointError
+        If an operator cannot be formed or an error is not finite.
+    """
+    exact = problem.exact()
+    references = {norm: _norm(exact, norm, rtol, seed) for norm in norms}
+    samples: dict[str, list[Estimate]] = {f"relative_{norm}": [] for norm in norms}
+    negative = []
+    for op in operators(problem, method, draws=draws, seed=seed):
+        error = exact - op
+        for norm in norms:
+            samples[f"relative_{norm}"].append(_norm(error, norm, rtol, seed) / references[norm])
+        if problem.v is not None:
+            output = measures.output_error(exact, op, problem.v, norm="frobenius")
+            samples.setdefault("output_error", []).append(output)
+        share = op.negative_share if isinstance(op, RowNormalised) else np.zeros(problem.batch_shape)
+        negative.append(np.broadcast_to(to_numpy(share), problem.batch_shape))
+    columns = {name: over_draws(values) for name, values in samples.items()}
+    share = np.mean(negative, axis=0)
+    return [
+        {"head": number, **{name: e[index] for name, e in columns.items()}, "negative_share": float(share[index])}
+        for number, index in enumerate(np.ndindex(problem.batch_shape))
+    ]
+
+
+def _norm(op: Operator, norm: str, rtol: float, seed: int) -> Estimate:
+    if norm == "spectral":
+        return measures.spectral_norm(op, rtol=rtol, rng=seed)
+    if norm == "frobenius":
+        return measures.frobenius_norm(op, rtol=rtol, rng=seed)
+    return {"nuclear": measures.nuclear_norm, "max": measures.max_norm}[norm](op)
+
+
+def over_draws(values: Sequence[Estimate]) -> Estimate:
+    """Mean over draws: the Student-t interval, widened by what the single measurements left open."""
+    if len(values) == 1:
+        return values[0]
+    mean = Estimate.from_samples(np.stack([e.value for e in values]))
+    below = np.mean([e.value - e.lower for e in values], axis=0)
+    above = np.mean([e.upper - e.value for e in values], axis=0)
+    lower = np.maximum(mean.lower - below, 0.0)  # an error is not negative
+    confidence = max(mean.confidence - sum(1 - e.confidence for e in values), 0.5)
+    return Estimate(mean.value, lower, mean.upper + above, confidence, f"{mean.how}; each: {values[0].how}")
+
+
+def kernel_error(problem: AttentionProblem, method: Any, *, draws: int, seed: int) -> tuple[Estimate, NDArray[Any]]:
+    """Mean square error of the kernel before normalisation, measured and promised.
+
+    The measured value is E‖Â − A‖_F²/‖A‖_F² over draws, one number for each batch entry, for A = exp(logits) and Â the
+    method's estimate of it; the promised one is Σ A² (relative variance) / ‖A‖_F² from the closed form of the method.
+    """
+    logits = problem.scale * to_numpy(problem.q) @ np.swapaxes(to_numpy(problem.k), -1, -2)
+    kernel = np.exp(logits)
+    total = np.sum(kernel**2, axis=(-1, -2))
+    measured = []
+    for op in operators(problem, method, draws=draws, seed=seed):
+        if not isinstance(op, RowNormalised) or op.row_scale_log is None:
+            raise TypeError(f"{method!r} does not return its kernel, a RowNormalised operator with row_scale_log")
+        estimate = np.exp(to_numpy(op.row_scale_log))[..., None] * to_numpy(op.op.dense())
+        measured.append(np.sum((estimate - kernel) ** 2, axis=(-1, -2)) / total)
+    promised = np.sum(kernel**2 * method.theory(problem).relative_variance(), axis=(-1, -2)) / total
+    return Estimate.from_samples(np.stack(measured)), promised
+
+
+def head_facts(problem: AttentionProblem) -> list[dict[str, float]]:
+    """What kind of head each is: mean entropy of its rows relative to that of uniform attention, and the logits' spread.
+
+    0 is an attention that looks at one key only, 1 is uniform attention. ``norm_growth`` is the mean of |x + y|² for
+    x = √scale q, y = √scale k: the exponent of the variance of positive random features.
+    """
+    weights = to_numpy(problem.exact().dense())
+    visible = np.sum(weights > 0, axis=-1)
+    entropy = -np.sum(weights * np.log(np.where(weights > 0, weights, 1.0)), axis=-1)
+    several = visible > 1
+    relative = np.where(several, entropy, 0.0).sum(axis=-1) / np.where(several, np.log(visible), 0.0).sum(axis=-1)
+    x = np.sqrt(abs(problem.scale)) * to_numpy(problem.q).astype(np.float64)
+    y = np.sign(problem.scale) * np.sqrt(abs(problem.scale)) * to_numpy(problem.k).astype(np.float64)
+    growth = np.mean(np.sum(x**2, -1), -1) + np.mean(np.sum(y**2, -1), -1) + 2 * np.sum(x.mean(-2) * y.mean(-2), -1)
+    shape = problem.batch_shape
+    growth = np.broadcast_to(growth, shape)
+    return [{"entropy": float(relative[i]), "norm_growth": float(growth[i])} for i in np.ndindex(shape)]
