@@ -66,7 +66,7 @@ def squared_norms(q: Array, k: Array, *, scale: float, plus: bool = True) -> Mat
     >>> squared_norms(np.eye(2), np.eye(2), scale=1.0).tolist()
     [[4.0, 2.0], [2.0, 4.0]]
     """
-    x, y = _scaled(q, k, scale)
+    x, y = scaled_pair(q, k, scale)
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     x, y = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(y, (*batch, *y.shape[-2:]))
     out = np.empty((*batch, x.shape[-2], y.shape[-2]))
@@ -75,20 +75,23 @@ def squared_norms(q: Array, k: Array, *, scale: float, plus: bool = True) -> Mat
     return out
 
 
-def _scaled(q: Array, k: Array, scale: float) -> tuple[Matrix, Matrix]:
+def scaled_pair(q: Array, k: Array, scale: float) -> tuple[Matrix, Matrix]:
+    """x = √scale · q and y = √scale · k in float64; ValueError where ``scale`` is not positive."""
     if not (np.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be positive and finite, got {scale!r}; for a negative one pass −q and |scale|")
     root = float(np.sqrt(scale))
     return root * to_numpy(q).astype(np.float64), root * to_numpy(k).astype(np.float64)
 
 
-def _check_whole(name: str, value: int) -> int:
+def check_whole(name: str, value: int) -> int:
+    """``value`` as an int, or a ValueError that names the argument."""
     if isinstance(value, bool) or int(value) != value or value < 1:
         raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     return int(value)
 
 
-def _check_features(features: str) -> None:
+def check_features(features: str) -> None:
+    """ValueError where ``features`` is not one of the three families."""
     if features not in get_args(Features):
         raise ValueError(f"features must be one of {', '.join(get_args(Features))}, got {features!r}")
 
@@ -111,7 +114,7 @@ def pair_count(m: int, d: int) -> int:
     >>> pair_count(5, 2)  # two blocks of two and one row alone
     4
     """
-    full, rest = divmod(_check_whole("m", m), _check_whole("d", d))
+    full, rest = divmod(check_whole("m", m), check_whole("d", d))
     return full * d * (d - 1) + rest * (rest - 1)
 
 
@@ -143,8 +146,8 @@ def log_relative_variance(
     >>> bool(v < np.expm1(1.0) / 4)
     True
     """
-    _check_features(features)
-    m = _check_whole("m", m)
+    check_features(features)
+    m = check_whole("m", m)
     a = _nonnegative("squared_norm", squared_norm)
     with np.errstate(divide="ignore"):
         log_single = _log_single(features, a)
@@ -221,9 +224,9 @@ def kernel_theory(q: Array, k: Array, *, scale: float, features: Features, m: in
     >>> promise.relative_variance().shape, promise.unbiased
     ((3, 2), True)
     """
-    _check_features(features)
-    _scaled(q[..., :1, :], k[..., :1, :], scale)
-    entries = _Entries(q, k, scale, features, _check_whole("m", m), orthogonal)
+    check_features(features)
+    scaled_pair(q[..., :1, :], k[..., :1, :], scale)
+    entries = _Entries(q, k, scale, features, check_whole("m", m), orthogonal)
     batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2])
     directions = "Haar-orthogonal blocks with chi norms" if orthogonal else "independent Gaussian directions"
     return Theory(
@@ -287,7 +290,7 @@ def optimal_rho(t: ArrayLike, d: int) -> Matrix:
     >>> round(float(optimal_rho(4.0, 16)), 6)
     0.561553
     """
-    a, d = _nonnegative("t", t), _check_whole("d", d)
+    a, d = _nonnegative("t", t), check_whole("d", d)
     return np.asarray(2 * d / (np.sqrt((2 * a + d) ** 2 + 8 * d * a) + 2 * a + d))
 
 
@@ -301,13 +304,13 @@ def log_optimal_positive_variance(t: ArrayLike, d: int, *, m: int = 1, rho: Arra
     >>> round(float(log_optimal_positive_variance(64.0, 64) / np.log(10)), 3)
     13.069
     """
-    a, d = _nonnegative("t", t), _check_whole("d", d)
+    a, d = _nonnegative("t", t), check_whole("d", d)
     r = optimal_rho(a, d) if rho is None else np.asarray(rho, dtype=np.float64)
     if not bool(np.all(r > 0)):
         raise ValueError(f"rho must be positive (A < 1/8 is the range of finite variance), got {rho!r}")
     log_moment = d / 2 * np.log1p((1 - r) ** 2 / (4 * r)) + r * a
     with np.errstate(divide="ignore"):
-        return np.asarray(log_moment + np.log(-np.expm1(-log_moment)) - np.log(_check_whole("m", m)))
+        return np.asarray(log_moment + np.log(-np.expm1(-log_moment)) - np.log(check_whole("m", m)))
 
 
 # -- biased directions -------------------------------------------------------------------------------------------------
@@ -323,7 +326,7 @@ def fixed_norm_mean(t: ArrayLike, d: int) -> Matrix:
     >>> round(float(fixed_norm_mean(8.0, 64)), 6)
     0.8098
     """
-    a, d = _nonnegative("t", t), _check_whole("d", d)
+    a, d = _nonnegative("t", t), check_whole("d", d)
     return poisson_mean(lambda count: np.exp(rising_ratio(d, count)), a / 2)
 
 
@@ -338,7 +341,7 @@ def rademacher_mean(q: Array, k: Array, *, scale: float) -> Matrix:
     >>> float(rademacher_mean(np.zeros((1, 2)), np.zeros((1, 2)), scale=1.0)[0, 0])
     1.0
     """
-    x, y = _scaled(q, k, scale)
+    x, y = scaled_pair(q, k, scale)
     log_mean = np.zeros((x.shape[0], y.shape[0]))
     for xl, yl in zip(x.T, y.T, strict=True):
         z = np.abs(xl[:, None] + yl[None, :])
