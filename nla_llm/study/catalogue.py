@@ -19,6 +19,7 @@ from types import CodeType, ModuleType
 from typing import Any, cast
 
 from .study import Study
+from .versions import version_of
 
 GROUP = "nla_llm.studies"
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -99,6 +100,7 @@ def _study_of(found: Any, where: str) -> Study:
     study = getattr(found, "study", None) if isinstance(found, ModuleType) else found
     if not isinstance(study, Study):
         raise ValueError(f"{where} must define study = Study(...), got {type(study).__name__}")  # noqa: TRY004 - the file is bad, not an argument's type
+    version_of(study.measure)  # of the text that was imported, not of one edited since
     return study
 
 

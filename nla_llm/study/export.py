@@ -22,34 +22,37 @@ _TAIL = ("status", "reason", "seconds")
 _KEYS = ("seed", "code_version", "run", "created")
 
 
-def rows(results: Iterable[Result], *, keys: bool = False) -> list[dict[str, Scalar]]:
-    """One flat dict per record, and one for each cell without any; with ``keys`` also what identifies the result."""
-    table: list[dict[str, Scalar]] = []
-    for result in results:
-        tail = {name: getattr(result, name) for name in (*_TAIL, *(_KEYS if keys else ()))}
-        table += [{**result.cell, **record, **tail} for record in result.records or ({},)]
-    return table
+def to_table(results: Iterable[Result], *, keys: bool = False) -> tuple[list[str], list[dict[str, Scalar]]]:
+    """Results as the names of columns and one flat dict per record, or per cell where it has none.
 
-
-def columns(table: list[dict[str, Scalar]], *, keys: bool = False) -> list[str]:
-    """Names of all columns: those of cells and records in the order of their appearance, then the common ones."""
+    The columns of the cells come first, then those of the records, then status, reason and seconds; with ``keys`` also
+    the seed, the version of the code, the run and the time.
+    """
+    results = list(results)
     tail = (*_TAIL, *(_KEYS if keys else ()))
-    return [*dict.fromkeys(name for row in table for name in row if name not in tail), *tail]
+    of_cells = [name for result in results for name in result.cell]
+    of_records = [name for result in results for record in result.records for name in record]
+    table = [
+        {**result.cell, **record, **{name: getattr(result, name) for name in tail}}
+        for result in results
+        for record in result.records or ({},)
+    ]
+    return list(dict.fromkeys(["study", *of_cells, *of_records, *tail])), table
 
 
-def to_frame(results: Iterable[Result], *, keys: bool = False) -> DataFrame:
+def to_frame(results: Iterable[Result]) -> DataFrame:
     """Results as the DataFrame that figures, tables and claims are made from."""
     import pandas as pd  # noqa: PLC0415 - heavy, and no use to a worker
 
-    table = rows(results, keys=keys)
-    return pd.DataFrame(table, columns=columns(table, keys=keys))
+    columns, table = to_table(results)
+    return pd.DataFrame(table, columns=columns)
 
 
 def export_csv(results: Iterable[Result], path: Path, *, overwrite: bool = False) -> int:
     """Write results as CSV; see `nla_llm.study.store.Store.export_csv`."""
-    table = rows(results, keys=True)
+    columns, table = to_table(results, keys=True)
     with _target(path, overwrite=overwrite) as made, made.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns(table, keys=True), restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
     return len(table)
@@ -62,8 +65,8 @@ def export_parquet(results: Iterable[Result], path: Path, *, overwrite: bool = F
         import pyarrow.parquet as pq  # noqa: PLC0415 - heavy, and no use to a worker
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('Parquet needs pyarrow: pip install "nla-llm[parquet]", or export CSV') from error
-    table = rows(results, keys=True)
-    data = {name: _uniform([row.get(name) for row in table]) for name in columns(table, keys=True)}
+    columns, table = to_table(results, keys=True)
+    data = {name: _uniform([row.get(name) for row in table]) for name in columns}
     with _target(path, overwrite=overwrite) as made:
         pq.write_table(pa.table(data), made)
     return len(table)

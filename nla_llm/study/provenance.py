@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parent.parent
 _OPTIONAL = ("torch", "distributed", "pyarrow", "transformers", "tokenizers", "peft", "array-api-strict")
 _FALLBACK = ("numpy", "scipy", "pandas", "sympy", "matplotlib", "array-api-compat", "threadpoolctl")
-_PATH = re.compile(r"(?<![\w.:/\\…])(?:[A-Za-z]:[\\/]|~?/|\\\\)[^\s'\"=,;:<>|]*")
+_ROOT = r"(?:[A-Za-z]:[\\/]|~?/|\\\\)"
+_PATH = re.compile(rf"""(?<=['"]){_ROOT}[^'"\n]+(?=['"])|(?<![\w.:/\\…'"]){_ROOT}[^\s'"=,;:<>|]+""")
 _ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]*)://[^\s'\"]+")
 
 

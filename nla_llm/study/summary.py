@@ -159,13 +159,14 @@ def summarise(
     results = tuple(store.select(key(cell, study.version(cell)) for cell in cells))
     provenance = tuple(store.provenance(run) for run in store.runs() if run in {result.run for result in results})
     claims, trouble = _judge(study, results) if judge else ((), "")
+    trouble = trouble if cells else f"the study has no cells at scale {scale!r}"
     now = sum(result.key in computed for result in results)
     return StudySummary(study, scale, len(cells), results, now, claims, trouble, provenance)
 
 
 def _judge(study: Study, results: Sequence[Result]) -> tuple[tuple[Claim, ...], str]:
     if not any(result.status == "ok" for result in results):
-        return (), "no cell has records, so no claim can be judged"
+        return (), ""  # nothing to judge by; the statuses say why
     try:
         claims = tuple(study.claims(to_frame(results)))
         if not all(isinstance(claim, Claim) for claim in claims):

@@ -32,8 +32,10 @@ def _hash_files(files: Iterable[Path], root: Path) -> str:
 def package_version() -> str:
     """Hash of the sources and data of the package that compute; read once in a process, as the sources are."""
     below = (path for path in PACKAGE.iterdir() if path.name not in _ABOVE and path.suffix in {"", ".py"})
-    files = (f for path in below for f in ([path] if path.is_file() else path.rglob("*")))
-    return _hash_files((f for f in files if f.is_file() and "__pycache__" not in f.parts), PACKAGE)
+    files = (file for path in below for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    data = PACKAGE / "data"
+    kept = (f for f in files if f.suffix == ".py" or (data in f.parents and f.suffix != ".pyc" and f.name[0] != "."))
+    return _hash_files(kept, PACKAGE)
 
 
 @cache
@@ -56,7 +58,7 @@ def _source_version(function: Any) -> str:
         return repr(function)
     file = Path(code.co_filename if code is not None else inspect.getsourcefile(type(function)) or "")
     if file.is_file():
-        return _hash_files([file, *file.parent.glob("_*.py")], file.parent)
+        return _hash_files([file, *file.parent.glob("_[!_]*.py")], file.parent)
     return _code_version(code) if code is not None else repr(type(function))
 
 

@@ -67,7 +67,7 @@ def through_executor(tasks: Sequence[Task], executor: Executor) -> Iterator[Resu
             future.cancel()
 
 
-def in_workers(tasks: Iterable[Task], *, jobs: int, threads: int, grace: float = GRACE_SECONDS) -> Iterator[Result]:
+def in_workers(tasks: Iterable[Task], *, jobs: int, threads: int, grace: float | None = None) -> Iterator[Result]:
     """Run tasks in ``jobs`` processes, each with BLAS held to ``threads`` threads.
 
     A cell whose process does not answer within its time limit and ``grace`` is a ``timeout``, and its process is killed
@@ -79,6 +79,7 @@ def in_workers(tasks: Iterable[Task], *, jobs: int, threads: int, grace: float =
         If the processes cannot be started.
     """
     waiting = deque(tasks)
+    grace = GRACE_SECONDS if grace is None else grace
     _check_sendable(waiting)
     sources = sorted({task.source for task in waiting if isinstance(task.source, str)})
     workers: list[_Worker] = []
@@ -118,7 +119,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, sources, threads), name="nla-llm worker")
-        with _environment(threads):
+        with _surroundings(threads):
             self.process.start()
         theirs.close()
         self.started = time.monotonic()
@@ -196,13 +197,17 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Environment of a worker about to start: libraries read their number of threads when they are loaded."""
+def _surroundings(threads: int) -> Iterator[None]:
+    """What a worker about to start inherits: numbers of threads, read by libraries as they are loaded; no Ctrl-C."""
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    masks = hasattr(signal, "pthread_sigmask")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else set()
     try:
         yield
     finally:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -39,7 +39,7 @@ def hang(swallow):
     while time.monotonic() < end:
         try:
             time.sleep(0.05)
-        except Exception:  # noqa: S110, PERF203 - what careless code does; the time limit must get through
+        except Exception:  # noqa: S110 - what careless code does; the time limit must get through
             pass
         except BaseException:
             if not swallow:
