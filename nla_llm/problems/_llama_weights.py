@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from nla_llm.problems.checkpoint import Checkpoint
     from nla_llm.problems.llama_config import LlamaConfig
 
-__all__ = ["StoredWeights", "check_weights"]
+__all__ = ["EMBEDDING", "StoredWeights", "check_weights"]
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @final
 class StoredWeights(Mapping[str, Array]):
     """Weights of a checkpoint as arrays of the library of ``like``, each read when it is first asked for.
 
-    Names, shapes and dtypes are checked against ``config`` at once, from the headers.
+    The embedding stays in memory, the others where ``keep``. Names, shapes and dtypes are checked against ``config`` at once, from the headers.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: LlamaConfig, *, like: Array, dtype: Any, keep: bool) -> None:
@@ -39,7 +41,7 @@ class StoredWeights(Mapping[str, Array]):
         if name not in self._names:
             raise KeyError(name)
         weight = from_numpy(self.checkpoint.tensor(name, dtype=None), like=self.like, dtype=self.dtype)
-        if self.keep:
+        if self.keep or name == EMBEDDING:
             self._read[name] = weight
         return weight
 
@@ -55,10 +57,10 @@ class StoredWeights(Mapping[str, Array]):
 
 def _check_tied(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose config ties embedding and head while its files hold two different matrices."""
-    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
-    if head in checkpoint and not np.array_equal(checkpoint.tensor(embedding, None), checkpoint.tensor(head, None)):
+    head = "lm_head.weight"
+    if head in checkpoint and not np.array_equal(checkpoint.tensor(EMBEDDING, None), checkpoint.tensor(head, None)):
         raise CheckpointError(
-            f"{checkpoint.directory / 'config.json'} ties {head} to {embedding} (tie_word_embeddings), but "
+            f"{checkpoint.directory / 'config.json'} ties {head} to {EMBEDDING} (tie_word_embeddings), but "
             f"{checkpoint.tensors.file(head)} holds two different matrices; set tie_word_embeddings to false"
         )
 
@@ -76,7 +78,7 @@ def check_weights(config: LlamaConfig, weights: Mapping[str, Array]) -> None:
             raise ValueError(f"weights has no {name!r}, which the config asks for with shape {shape}")
         if tuple(weights[name].shape) != shape:
             raise ValueError(f"weights[{name!r}] has shape {tuple(weights[name].shape)}, the config asks for {shape}")
-    embedding = weights["model.embed_tokens.weight"]
+    embedding = weights[EMBEDDING]
     if not namespace(embedding).isdtype(embedding.dtype, "real floating"):
         raise ValueError(f"weights must be floating, got {embedding.dtype}")
     for name in config.shapes():

@@ -22,7 +22,7 @@ from nla_llm.problems._llama_arguments import (
     library_dtype,
 )
 from nla_llm.problems._llama_functions import cross_entropy, merge_heads, rms_norm, rotate, silu, split_heads, wide
-from nla_llm.problems._llama_weights import StoredWeights, check_weights
+from nla_llm.problems._llama_weights import EMBEDDING, StoredWeights, check_weights
 from nla_llm.problems.checkpoint import Checkpoint
 from nla_llm.problems.llama_config import LlamaConfig, Rotary
 from nla_llm.problems.problem import AttentionProblem
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["LlamaConfig", "LlamaModel", "Rotary", "load_llama"]
 
 Tokens = Any  # (n,) or (batch, n) integers, as an array or nested lists; or a text
-
-_EMBEDDING = "model.embed_tokens.weight"
 
 
 @final
@@ -104,7 +102,7 @@ class LlamaModel:
     @property
     def embedding(self) -> Array:
         """Embedding matrix (vocab_size, hidden_size), a row per token."""
-        return self.weights[_EMBEDDING]
+        return self.weights[EMBEDDING]
 
     @property
     def head(self) -> Array:
@@ -239,6 +237,8 @@ class LlamaModel:
     def encode(self, text: str) -> NDArray[np.int64]:
         """Token ids (n,) of a text, by the tokenizer.json beside the weights.
 
+        A first token that marks the beginning is there only where tokenizer.json itself adds it.
+
         Raises
         ------
         ImportError
@@ -352,8 +352,8 @@ def load_llama(
     like
         An array of the library and on the device that shall hold the weights; NumPy unless given.
     keep
-        Whether weights stay in memory once read. False reads them anew in each forward pass, for a model that is larger
-        than the memory.
+        Whether weights stay in memory once read. False reads all but the embedding anew in each forward pass, for a
+        model that is larger than the memory.
 
     Raises
     ------

@@ -551,7 +551,9 @@ def test_a_loaded_model_is_the_model_that_was_saved(tmp_path, keep):
     tokens = random_tokens(9)
     for _ in range(2):
         assert np.array_equal(model.logits(tokens), wanted.logits(tokens))
-    assert (model.embedding is model.embedding) == keep
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert (model.weights[name] is model.weights[name]) == keep
+    assert model.embedding is model.embedding
     assert set(model.weights) == set(weights)
 
 
