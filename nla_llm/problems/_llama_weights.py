@@ -23,7 +23,8 @@ EMBEDDING = "model.embed_tokens.weight"
 class StoredWeights(Mapping[str, Array]):
     """Weights of a checkpoint as arrays of the library of ``like``, each read when it is first asked for.
 
-    The embedding stays in memory, the others where ``keep``. Names, shapes and dtypes are checked against ``config`` at once, from the headers.
+    The embedding stays in memory, the others where ``keep``. Names, shapes and dtypes are checked against ``config``
+    at once, from the headers.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: LlamaConfig, *, like: Array, dtype: Any, keep: bool) -> None:
