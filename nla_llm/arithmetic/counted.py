@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self, final
 
-import array_api_compat.numpy as base
 import numpy as np
+from array_api_compat import numpy as _compat
 
 from nla_llm.arithmetic.tally import record
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     Live = NDArray[np.bool_] | None
 
-__all__ = ["CountedArray", "counted", "elementwise", "matmul", "move", "reduction"]
+base: Any = _compat  # the functions that do the work; untyped
+
+__all__ = ["CountedArray", "base", "counted", "elementwise", "matmul", "move", "reduction"]
 
 ELEMENTWISE: dict[str, str | None] = {
     **dict.fromkeys(["add", "subtract"], "add"),
@@ -178,8 +180,8 @@ class CountedArray:
         return elementwise("bitwise_invert", self)
 
 
-def _operator(name: str, *, reflected: bool = False) -> Callable[[CountedArray, Any], CountedArray]:
-    def method(self: CountedArray, other: Any) -> CountedArray:
+def _operator(name: str, *, reflected: bool = False) -> Callable[[CountedArray, Any], Any]:
+    def method(self: CountedArray, other: Any) -> Any:
         if not _is_operand(other):
             return NotImplemented
         return elementwise(name, other, self) if reflected else elementwise(name, self, other)

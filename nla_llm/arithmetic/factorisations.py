@@ -90,4 +90,4 @@ def merge_sort(length: int) -> int:
     [0, 1, 3, 5, 17]
     """
     levels = (length - 1).bit_length()
-    return length * levels - 2**levels + 1
+    return length * levels - (1 << levels) + 1

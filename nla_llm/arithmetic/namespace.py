@@ -10,7 +10,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import array_api_compat.numpy as base
 import numpy as np
 
 from nla_llm.arithmetic import factorisations
@@ -20,6 +19,7 @@ from nla_llm.arithmetic.counted import (
     _floating,
     _live,
     _plain,
+    base,
     counted,
     elementwise,
     matmul,
@@ -164,8 +164,8 @@ class CountingNamespace:
         values = np.asarray(base.where(condition.array, _plain(x1), _plain(x2)))
         if _live(x1) is None and _live(x2) is None:
             return CountedArray(values)
-        sides = (True if _live(x) is None else _live(x) for x in (x1, x2))
-        return CountedArray(values, np.broadcast_to(np.where(condition.array, *sides), values.shape))
+        first, second = (np.asarray(True if _live(x) is None else _live(x)) for x in (x1, x2))
+        return CountedArray(values, np.broadcast_to(np.where(condition.array, first, second), values.shape))
 
     def nonzero(self, x: CountedArray, /) -> tuple[CountedArray, ...]:
         """Places of the entries that are not zero."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsInt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Tally:
 
     def record(self, kind: str, number: int) -> None:
         """Add ``number`` operations of the class ``kind``."""
-        setattr(self, kind, getattr(self, kind) + int(number))
+        setattr(self, kind, getattr(self, kind) + number)
 
 
 _current: ContextVar[Tally | None] = ContextVar("nla_llm_tally", default=None)
@@ -70,8 +70,8 @@ def tally() -> Iterator[Tally]:
                 outer.record(kind, number)
 
 
-def record(kind: str, number: int) -> None:
+def record(kind: str, number: SupportsInt) -> None:
     """Add to the open tally, if one is open."""
     current = _current.get()
     if current is not None:
-        current.record(kind, number)
+        current.record(kind, int(number))

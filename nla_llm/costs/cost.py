@@ -202,6 +202,6 @@ def _tidy(x: Any) -> Number:
 
 
 def _readable(x: Any) -> Any:
-    """The shorter of the expanded and the factored form."""
-    forms = (sympy.expand(x), sympy.factor(x))
+    """The shortest of the expanded form, the factored form and the form in which it was composed."""
+    forms = (sympy.expand(x), sympy.factor(x), sympy.sympify(x))
     return min(forms, key=lambda form: (len(str(form)), form.is_Mul))

@@ -107,4 +107,5 @@ def _right_hand_side(head: Any) -> NDArray[Any]:
         return np.ones((head.d_in, 1), head.delta.dtype)
     if head.v is None:
         return np.ones((head.n_k, head.d_v), head.q.dtype)
-    return head.v[(0,) * (head.v.ndim - 2)]
+    v: NDArray[Any] = head.v[(0,) * (head.v.ndim - 2)]
+    return v

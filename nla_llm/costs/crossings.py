@@ -34,7 +34,7 @@ _USUAL = {
 def crossover(c1: Cost, c2: Cost, symbol: Any = "n", *, matmuls: bool = False, **values: Any) -> Any:
     """Largest positive value of ``symbol`` at which two costs are equal; beyond it their order does not change.
 
-    Chunks and blocks count as real numbers (floors and ceilings are dropped): a crossing inside a chunk means nothing.
+    Chunks and blocks are taken for full (floors and ceilings are dropped): a crossing inside a chunk means nothing.
 
     Parameters
     ----------
@@ -89,7 +89,9 @@ def crossover(c1: Cost, c2: Cost, symbol: Any = "n", *, matmuls: bool = False, *
 
 def _difference(c1: Cost, c2: Cost, *, matmuls: bool) -> Any:
     a, b = (cost.matmuls() if matmuls else cost.total() for cost in (c1, c2))
-    smooth = sympy.sympify(a - b).replace(lambda e: isinstance(e, sympy.floor | sympy.ceiling), lambda e: e.args[0])
+    smooth = sympy.sympify(a - b).replace(sympy.Mod, lambda *_: sympy.Integer(0))
+    for rounding in (sympy.floor, sympy.ceiling):
+        smooth = smooth.replace(rounding, lambda x: x)
     return sympy.expand(sympy.numer(sympy.together(smooth)))
 
 
@@ -110,9 +112,11 @@ def _largest_root(polynomial: Any, x: sympy.Symbol) -> Any:
 
 
 def _readable(root: Any) -> Any:
-    """A rational root as a sum of simple terms, one with radicals as it stands."""
-    radical = any(e.is_Pow and not e.exp.is_Integer for e in sympy.preorder_traversal(root))
-    return root if radical else sympy.expand(sympy.cancel(root))
+    """A rational root in the shorter of two forms, one with radicals as it stands."""
+    if any(e.is_Pow and not e.exp.is_Integer for e in sympy.preorder_traversal(root)):
+        return root
+    fraction = sympy.cancel(root)
+    return min(sympy.expand(fraction), fraction, key=lambda form: len(str(form)))
 
 
 def _last_sign_change(function: Any, x: sympy.Symbol, largest: int = 2**40) -> Any:

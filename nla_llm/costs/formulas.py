@@ -71,9 +71,9 @@ def svd(rows: Expr, columns: Expr) -> Operations:
 
 def orthogonal_directions(m: Expr, d: Expr) -> Operations:
     """m directions in blocks of d: the Haar rotations (QR and its signs) and the χ lengths."""
-    blocks = sympy.ceiling(m / d)
     rotation = Operations(madd=factorisations.qr(d, d), compare=d, draw=d**2)
-    return blocks * rotation + Operations(sqrt=m, mul=m * d, draw=m)
+    rotations: Operations = rotation * sympy.ceiling(m / d)
+    return rotations + Operations(sqrt=m, mul=m * d, draw=m)
 
 
 # -- exact attention -----------------------------------------------------------------------------------------------
@@ -143,10 +143,9 @@ class CausalLowRankShape:
 
     @property
     def pairs(self) -> Expr:
-        """Pairs inside chunks: c(c+1)/2 in a full one."""
-        full = sympy.floor(self.n / self.c)
-        rest = self.n - full * self.c
-        return full * self.c * (self.c + 1) / 2 + rest * (rest + 1) / 2
+        """Pairs inside chunks: c(c+1)/2 in each of the (n − ρ)/c full ones, ρ(ρ+1)/2 in the last ρ = n mod c rows."""
+        rest = sympy.Mod(self.n, self.c)
+        return (self.n * (self.c + 1) - rest * (self.c - rest)) / 2
 
     def decayed(self, width: Expr) -> Operations:
         """The state, rank × width, multiplied on entering each chunk but the first."""

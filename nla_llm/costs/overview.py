@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from nla_llm.costs.formulas import exact_attention
 from nla_llm.costs.symbols import n, n_k, n_q, values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from nla_llm.costs.cost import Cost
 
@@ -101,16 +102,21 @@ def table(methods: Mapping[str, Any] | Iterable[Any], problem: Any) -> CostTable
     exact 4362600448
     elu_features 70262720
     """
-    named = methods if hasattr(methods, "items") else {getattr(x, "name", type(x).__name__): x for x in methods}
     rows, exact = [], None
     if not hasattr(problem, "d_out"):
         exact = exact_attention(problem)
         rows.append(CostRow("exact", exact, exact.at(problem)))
-    for name, method in named.items():
+    for name, method in _named(methods).items():
         cost = method.cost(problem)
         beyond = None if exact is None else _cheaper_beyond(exact, cost, problem, method)
         rows.append(CostRow(name, cost, cost.at(problem, method), beyond))
     return CostTable(tuple(rows))
+
+
+def _named(methods: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
+    if isinstance(methods, Mapping):
+        return dict(methods)
+    return {getattr(method, "name", type(method).__name__): method for method in methods}
 
 
 def _cheaper_beyond(exact: Cost, cost: Cost, problem: Any, method: Any) -> Any:

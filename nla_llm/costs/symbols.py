@@ -32,7 +32,7 @@ __all__ = ["AttentionSizes", "symbols_of", "values", "visible_pairs"]
 
 n, n_q, n_k, d, d_v, m, r, c, w, p, d_out, d_in = sympy.symbols("n n_q n_k d d_v m r c w p d_out d_in")
 
-_HYPERPARAMETERS = {"m": m, "rank": r, "chunk": c}
+_LETTERS = {"rank": r, "chunk": c}  # fields of methods whose letter is not their name
 
 
 class AttentionSizes(NamedTuple):
@@ -78,7 +78,8 @@ def visible_pairs(problem: AttentionProblem) -> sympy.Expr:
 def values(problem: Any, method: Any = None) -> dict[sympy.Symbol, int]:
     """Values of the symbols for a problem and, if given, the hyper-parameters of a method.
 
-    Masks are those of the first entry of the batch axes, since costs are per head.
+    The symbol of a hyper-parameter has the name of its field, but r for ``rank`` and c for ``chunk``, which may also be an
+    attribute of the class. Masks are those of the first entry of the batch axes, since costs are per head.
 
     Examples
     --------
@@ -87,29 +88,26 @@ def values(problem: Any, method: Any = None) -> dict[sympy.Symbol, int]:
     >>> values(UpdateProblem(np.eye(3)))
     {d_out: 3, d_in: 3}
     """
-    known: dict[sympy.Symbol, int] = {}
+    known = _hyperparameters(method)
     if hasattr(problem, "d_out"):
-        known |= {d_out: problem.d_out, d_in: problem.d_in}
-    else:
-        sizes = symbols_of(problem)
-        known |= {sizes.n_q: problem.n_q, sizes.n_k: problem.n_k, d: problem.d, d_v: problem.d_v}
-        if problem.window is not None:
-            known[w] = min(int(problem.window), problem.n_k)
-        if problem.key_mask is not None:
-            known[p] = _count_visible_pairs(problem)
-    return known | _hyperparameters(problem, method)
+        return known | {d_out: problem.d_out, d_in: problem.d_in}
+    sizes = symbols_of(problem)
+    known |= {sizes.n_q: problem.n_q, sizes.n_k: problem.n_k, d: problem.d, d_v: problem.d_v}
+    if c in known:
+        known[c] = min(known[c], problem.n_k)
+    if problem.window is not None:
+        known[w] = min(int(problem.window), problem.n_k)
+    if problem.key_mask is not None:
+        known[p] = _count_visible_pairs(problem)
+    return known
 
 
-def _hyperparameters(problem: Any, method: Any) -> dict[sympy.Symbol, int]:
-    names = {f.name for f in fields(method)} if is_dataclass(method) else set()
-    found = {
-        symbol: getattr(method, name)
-        for name, symbol in _HYPERPARAMETERS.items()
-        if name in names | {"chunk"} and hasattr(method, name)
-    }
-    if c in found and hasattr(problem, "n_k"):
-        found[c] = min(found[c], problem.n_k)
-    return found
+def _hyperparameters(method: Any) -> dict[sympy.Symbol, int]:
+    """The whole numbers among the fields of a method, and its chunk."""
+    names = [f.name for f in fields(method)] if is_dataclass(method) else []
+    named = {name: getattr(method, name, None) for name in (*names, "chunk")}
+    whole = {name: x for name, x in named.items() if isinstance(x, int) and not isinstance(x, bool)}
+    return {_LETTERS.get(name, sympy.Symbol(name)): x for name, x in whole.items()}
 
 
 def _count_visible_pairs(problem: AttentionProblem) -> int:

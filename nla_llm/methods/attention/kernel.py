@@ -164,7 +164,8 @@ def _running_scale_cost(n: Any, chunks: Any, width: Any) -> costs.Operations:
         return costs.Operations()
     per_chunk = costs.Operations(compare=3 * width, add=2 * width, exp=width)
     moved = costs.Operations(compare=(n - chunks) * width, add=2 * n * width)
-    return chunks * per_chunk + moved + costs.Operations(exp=1)  # the exponent range, one logarithm
+    in_chunks: costs.Operations = per_chunk * chunks
+    return in_chunks + moved + costs.Operations(exp=1)  # the exponent range is one logarithm
 
 
 @register("elu_features")
