@@ -116,13 +116,14 @@ def _running_scale(log_q: Array, log_k: Array, chunk: int) -> tuple[Array, Array
     top = log_k[..., :1, :]
     moved_q, moved_k, decay = [], [], []
     for start in range(0, n, chunk):
-        block = log_k[..., start : start + chunk, :]
+        stop = min(start + chunk, n)  # the standard leaves a slice beyond the end undefined
+        block = log_k[..., start:stop, :]
         at_first_row = xp.maximum(top, block[..., :1, :])
         new_top = xp.maximum(top, xp.max(block, axis=-2, keepdims=True))
         if chunk > 1 and bool(xp.any(new_top - at_first_row > allowed)):
             return _running_scale(log_q, log_k, chunk // 2)
         moved_k.append(block - new_top)
-        moved_q.append(log_q[..., start : start + chunk, :] + new_top)
+        moved_q.append(log_q[..., start:stop, :] + new_top)
         decay.append(xp.exp(top - new_top))
         top = new_top
     return xp.concat(moved_q, axis=-2), xp.concat(moved_k, axis=-2), xp.concat(decay, axis=-2), chunk

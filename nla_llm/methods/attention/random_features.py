@@ -7,7 +7,7 @@ and its variance is known in closed form (:mod:`nla_llm.theory.random_features`)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from math import log, sqrt
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -70,6 +70,10 @@ class RandomFeatures(ABC):
             object.__setattr__(self, "directions", "orthogonal")
         if self.directions not in ENSEMBLES:
             raise ValueError(f"directions must be one of {', '.join(ENSEMBLES)}, got {self.directions!r}")
+        if self.recentre:  # then the promises of this object differ from those of its class
+            promised = type(self).properties
+            new = replace(promised, shift_invariant=True, supports=promised.supports - {"causal"})
+            object.__setattr__(self, "properties", new)
 
     features_per_direction: ClassVar[int] = 1
     chunk: ClassVar[int] = CHUNK
