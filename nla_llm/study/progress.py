@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LINE_SECONDS = 30.0
 _TROUBLE = ("failed", "timeout", "diverged")
+_MOST = 10  # cells in trouble that are told of while the run goes on; the summary counts all
 
 
 @contextmanager
@@ -40,9 +41,10 @@ def _bar(total: int, console: Console) -> Iterator[Callable[[Result], None]]:
     with Progress(*parts, console=console, transient=True, speed_estimate_period=600) as shown:
         task = shown.add_task("cells", total=total)
 
+        tell = _teller(console)
+
         def advance(result: Result) -> None:
-            if result.status in _TROUBLE:
-                console.print(line(result), markup=False, highlight=False, soft_wrap=True)
+            tell(result)
             shown.update(task, advance=1, description=result.study)
 
         yield advance
@@ -53,22 +55,40 @@ def _lines(total: int, console: Console) -> Iterator[Callable[[Result], None]]:
     started = shown = time.monotonic()
     counts: Counter[str] = Counter()
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    tell = _teller(console)
 
     def advance(result: Result) -> None:
         nonlocal shown
         counts[result.status] += 1
-        if result.status in _TROUBLE:
-            say(line(result))
+        tell(result)
         now, done = time.monotonic(), counts.total()
         if done == total:
-            say(f"{done} of {total} cells in {duration(now - started)}")
+            _say(console, f"{done} of {total} cells in {duration(now - started)}")
         elif now - shown >= _LINE_SECONDS:
             shown = now
-            say(f"{done} of {total} cells, about {duration((now - started) * (total - done) / done)} left")
+            _say(console, f"{done} of {total} cells, about {duration((now - started) * (total - done) / done)} left")
 
     yield advance
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _teller(console: Console) -> Callable[[Result], None]:
+    told = 0
+
+    def tell(result: Result) -> None:
+        nonlocal told
+        if result.status not in _TROUBLE:
+            return
+        told += 1
+        if told <= _MOST:
+            _say(console, line(result))
+        elif told == _MOST + 1:
+            _say(console, "more cells did not end well; the summary counts them")
+
+    return tell
 
 
 def line(result: Result) -> str:

@@ -77,17 +77,23 @@ def scrub(text: str) -> str:
     """
     text = _ADDRESS.sub(lambda match: f"{match[1]}://…", text)
     text = _PATH.sub(lambda match: f"…/{PurePath(match[0].replace(chr(92), '/')).name}", text)
-    for private in _private():
-        text = re.sub(rf"(?<![\w-]){re.escape(private)}(?![\w-])", "…", text)
+    for host in _hosts():
+        text = re.sub(rf"(?<![\w-]){re.escape(host)}(?![\w-])", "…", text)
+    for user in _users():  # a bare word may be any word, a part of a relative path is a person
+        text = re.sub(rf"(?:^|(?<=[/\\])){re.escape(user)}(?=[/\\])", "…", text)
     return text.encode("utf-8", "replace").decode()
 
 
 @cache
-def _private() -> tuple[str, ...]:
-    found = {socket.gethostname(), platform.node()}
+def _hosts() -> set[str]:
+    return {socket.gethostname(), platform.node()} - {"", "localhost"}
+
+
+@cache
+def _users() -> set[str]:
     with suppress(OSError, KeyError):  # a container without a user data base has no name to hide
-        found.add(getpass.getuser())
-    return tuple(sorted(found - {"", "localhost", "root"}, key=len, reverse=True))
+        return {getpass.getuser()} - {"", "root"}
+    return set()
 
 
 def packages() -> dict[str, str]:

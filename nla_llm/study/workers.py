@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from .cells import seed
 from .execution import Task, describe, loaded, run_cell
 from .store import Result
+from .versions import package_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -76,7 +77,7 @@ def in_workers(tasks: Iterable[Task], *, jobs: int, threads: int, grace: float |
     Raises
     ------
     RunError
-        If the processes cannot be started.
+        If the processes cannot be started, or find other sources of the package than this process did.
     """
     waiting = deque(tasks)
     grace = GRACE_SECONDS if grace is None else grace
@@ -97,6 +98,8 @@ def in_workers(tasks: Iterable[Task], *, jobs: int, threads: int, grace: float |
                 if result is not None:
                     yield result
     finally:
+        for worker in workers:
+            worker.connection.close()  # idle ones end by themselves, all at once
         for worker in workers:
             worker.stop()
 
@@ -141,7 +144,7 @@ class _Worker:
             if self.connection.poll():
                 message = self.connection.recv()
                 self.ready, self.task = True, None
-                return message if isinstance(message, Result) else None
+                return message if isinstance(message, Result) else self._greeted(message)
         except (EOFError, OSError):
             return self._ended(task)
         if self.process.exitcode is not None:
@@ -153,6 +156,12 @@ class _Worker:
             self.stop()
             return _failed(task, f"not finished after {task.timeout:g} seconds, and killed", "timeout", elapsed)
         return None
+
+    def _greeted(self, version: str) -> None:
+        if version != package_version():
+            raise RunError(
+                "the code of nla_llm was changed since this process started; finished cells are kept: run again"
+            )
 
     def _ended(self, task: Task | None) -> Result | None:
         self.process.join(_LOOK_SECONDS)
@@ -166,13 +175,14 @@ class _Worker:
         return None if task is None else _failed(task, f"its process ended with {_exit_word(code)}", "failed", elapsed)
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
-        self.alive = False
-        self.task = None
+        """End the process: in peace if it is idle, else whatever it is doing."""
+        self.connection.close()
+        if self.ready and self.task is None:
+            self.process.join(_LOOK_SECONDS)
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
-        self.connection.close()
+        self.alive, self.task = False, None
 
 
 def serve(connection: Connection, sources: Sequence[str], threads: int) -> None:
@@ -184,7 +194,7 @@ def serve(connection: Connection, sources: Sequence[str], threads: int) -> None:
         with suppress(Exception):  # each of its cells will say why
             loaded(source, {"study": source})
     with suppress(EOFError, OSError):
-        connection.send("ready")
+        connection.send(package_version())
         while True:
             connection.send(run_cell(*connection.recv()))
 

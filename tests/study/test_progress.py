@@ -36,6 +36,12 @@ def test_trouble_is_told_at_once_with_its_brackets():
     assert text.splitlines()[0] == "failed: demo (n=1): KeyError: 'x' [study.py:1 measure]"
 
 
+def test_many_troubles_do_not_flood_the_terminal():
+    lines = shown([result(n, "failed", "why") for n in range(100)]).splitlines()
+    assert len(lines) == 12
+    assert lines[10] == "more cells did not end well; the summary counts them"
+
+
 def test_a_terminal_has_a_bar_with_count_and_time():
     text = shown([result(n) for n in range(3)] + [result(9, "timeout", "late")], force_terminal=True)
     assert "timeout: demo (n=9): late" in text

@@ -53,8 +53,13 @@ def test_paths_are_cut_to_their_names(text, clean):
 
 
 def test_the_host_name_is_hidden(monkeypatch):
-    monkeypatch.setattr(provenance, "_private", lambda: ("box17",))
+    monkeypatch.setattr(provenance, "_hosts", lambda: {"box17"})
     assert provenance.scrub("lost box17 at box17.local, not box1717") == "lost … at ….local, not box1717"
+
+
+def test_the_user_name_is_hidden_in_paths_and_left_in_words(monkeypatch):
+    monkeypatch.setattr(provenance, "_users", lambda: {"run"})
+    assert provenance.scrub("run/a of work/run/b in a run") == "…/a of work/…/b in a run"
 
 
 def test_no_git_is_no_error(monkeypatch):

@@ -272,6 +272,12 @@ def test_code_that_changed_during_the_run_fails_instead_of_mixing(toy):
     assert "another version" in stale.reason
 
 
+def test_workers_with_other_sources_stop_the_run(toy, store_path, monkeypatch):
+    monkeypatch.setattr(workers, "package_version", lambda: "of yesterday")
+    with pytest.raises(RunError, match="was changed"):
+        run(toy, store=store_path, **small(jobs=1))
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
