@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nla_llm.study.study import Study
+    from nla_llm.study.summary import StudySummary
 
 __all__ = ["Result", "build", "build_summary"]
 
@@ -27,10 +28,10 @@ def build(study: Study, records: pd.DataFrame, provenance: Any, output_dir: str 
     ----------
     study : Study
     records : pandas.DataFrame
-        All records of the run; a column ``status`` says which cells are "ok", a column ``reason`` why the others are not.
-        It may be empty: the report then says so.
-    provenance : mapping or dataclass
-        Versions, machine, seeds, commit, wall time: printed small at the end.
+        All records of the run; a column ``status`` says which cells are "ok", a column ``reason`` why the others are
+        not. It may be empty: the report then says so.
+    provenance : mapping, dataclass, or list of these
+        Versions, machine, seeds, commit, wall time, of each run that contributed: printed small at the end.
     output_dir : path
         Folder of the reports; made if it is missing.
 
@@ -57,11 +58,21 @@ def build(study: Study, records: pd.DataFrame, provenance: Any, output_dir: str 
 
 
 def build_summary(
-    results: Iterable[Result | tuple[Study, pd.DataFrame, Any]], output_dir: str | Path, *, name: str = "summary"
+    results: Iterable[tuple[Study, pd.DataFrame, Any] | StudySummary], output_dir: str | Path, *, name: str = "summary"
 ) -> Path:
     """Write ``summary.pdf``: each study's question, verdicts, first figure and counts on one page.
 
     With very many studies, small type is not enough and the page becomes several.
+
+    Parameters
+    ----------
+    results : iterable
+        For each study a `Result` (study, records, provenance), or anything with these three attributes, such as the
+        entries of ``nla_llm.study.run(...).studies``.
+    output_dir : path
+        Folder of the reports; made if it is missing.
+    name : str
+        Stem of the file.
 
     Raises
     ------
@@ -75,9 +86,15 @@ def build_summary(
     pathlib.Path
         The PDF.
     """
-    runs = [Result(*result) for result in results]
+    runs = [_result(result) for result in results]
     if any(run.study.name == name for run in runs):
-        raise ValueError(f"a study is named {name!r}, as the page that sums up all studies; rename the study, or pass name=")
+        raise ValueError(
+            f"a study is named {name!r}, as the page that sums up all studies; rename the study, or pass name="
+        )
     path = Path(output_dir) / f"{name}.pdf"
     write_files(Path(output_dir), {path.name: compile_pdf(summary_document(runs))})
     return path
+
+
+def _result(found: tuple[Study, pd.DataFrame, Any] | StudySummary) -> Result:
+    return Result(*found) if isinstance(found, tuple) else Result(found.study, found.records, found.provenance)

@@ -91,7 +91,7 @@ def succeeded(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _families(records: pd.DataFrame) -> list[str]:
-    """Methods in the records, sorted, so that a method without a colour of its own gets the same one in every figure."""
+    """Methods in the records, sorted: a method without a colour of its own gets the same one in every figure."""
     return sorted({str(name) for name in records["method"].dropna()}) if "method" in records.columns else []
 
 
@@ -191,14 +191,35 @@ def _failure(status: str, count: int, reason: str) -> dict[str, Any]:
 
 
 def provenance_rows(provenance: Any) -> list[list[str]]:
-    """Names and values of a provenance, nested ones written out."""
+    """Names and values of a provenance, or of those of several runs: what differs between runs is told for each.
+
+    Examples
+    --------
+    >>> provenance_rows([{"cpu": "A", "cores": 2}, {"cpu": "A", "cores": 4}])
+    [['runs', '2'], ['cpu', 'A'], ['cores', '2; 4']]
+
+    Raises
+    ------
+    TypeError
+        If it is neither None, a mapping, a dataclass, nor a list or tuple of these.
+    """
     if provenance is None:
         return []
+    runs = [_entries(run) for run in (provenance if isinstance(provenance, list | tuple) else [provenance])]
+    names = dict.fromkeys(name for run in runs for name in run)
+    values = {name: dict.fromkeys(run[name] for run in runs if name in run) for name in names}
+    rows = [["runs", str(len(runs))]] if len(runs) > 1 else []
+    return rows + [[_name(name), text.breakable(text.plain("; ".join(values[name]), 600))] for name in names]
+
+
+def _entries(provenance: Any) -> dict[str, str]:
     if is_dataclass(provenance) and not isinstance(provenance, type):
         provenance = asdict(provenance)
     if not isinstance(provenance, Mapping):
-        raise TypeError(f"provenance must be a mapping or a dataclass, got {type(provenance).__name__}")
-    return [[_name(name), text.breakable(text.plain(_flat(value), 600))] for name, value in provenance.items()]
+        raise TypeError(
+            f"provenance must be a mapping or a dataclass, got {type(provenance).__name__}; pass {{}} for none"
+        )
+    return {str(name): _flat(value) for name, value in provenance.items()}
 
 
 def _name(name: Any) -> str:

@@ -1,4 +1,5 @@
 """SymPy expressions as Typst mathematics."""
+# ruff: noqa: N802 - SymPy calls the methods of a printer by the names of its classes
 
 from __future__ import annotations
 
@@ -8,11 +9,17 @@ import sympy
 from sympy.printing.precedence import PRECEDENCE, precedence
 from sympy.printing.printer import Printer
 
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split()
-)
-_OPERATORS = frozenset("sin cos tan cot sec csc sinh cosh tanh coth arcsin arccos arctan log min max gcd det".split())
+# fmt: off
+_GREEK = frozenset([
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
+    "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda",
+    "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega",
+])
+_OPERATORS = frozenset([
+    "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "arcsin", "arccos", "arctan", "log",
+    "min", "max", "gcd", "det",
+])
+# fmt: on
 _RELATIONS = {"==": "=", "!=": "eq.not", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
 
@@ -73,12 +80,12 @@ def _customary(factor: Any) -> int:
     return 1 + "nmrd".find(base.name[0]) if base.is_Symbol and base.name[0] in "nmrd" else 5
 
 
-class _TypstPrinter(Printer):
+class _TypstPrinter(Printer):  # type: ignore[misc]  # SymPy has no types
     """One method for each class of expression, called by the name of the class."""
 
     printmethod = "_typst"
 
-    def emptyPrinter(self, expr: Any) -> str:  # noqa: N802 - the hook of sympy.printing.printer.Printer
+    def emptyPrinter(self, expr: Any) -> str:
         return _word(str(expr))
 
     def _in(self, expr: Any, level: int) -> str:
@@ -213,7 +220,9 @@ class _TypstPrinter(Printer):
 
     def _print_Piecewise(self, expr: Any) -> str:
         rows = [
-            f'{self._print(value)} & "otherwise"' if condition is sympy.true else f"{self._print(value)} & \"if\" {self._print(condition)}"
+            f'{self._print(value)} & "otherwise"'
+            if condition is sympy.true
+            else f'{self._print(value)} & "if" {self._print(condition)}'
             for value, condition in expr.args
         ]
         return f"cases({', '.join(rows)})"

@@ -61,7 +61,7 @@ _OTHER_YARDSTICK: tuple[str, Any, str] = ("#8C8C8C", "-", "+")
 
 _DASHES = (0, (4.0, 2.0))
 
-RC = {
+RC: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.grid": True,
@@ -181,7 +181,7 @@ def figure_style(families: Iterable[str] = ()) -> Iterator[Palette]:
             _palette.reset(token)
 
 
-def line(
+def line(  # noqa: PLR0917 - in the order in which a curve is told
     ax: Axes,
     x: ArrayLike,
     y: ArrayLike,
@@ -232,7 +232,7 @@ def line(
     return _curve(ax, x, y, lower, upper, colour=colour(family), label=label, look=look)
 
 
-def yardstick(
+def yardstick(  # noqa: PLR0917 - as line
     ax: Axes,
     x: ArrayLike,
     y: ArrayLike,
@@ -281,21 +281,21 @@ def _curve(
         raise ValueError(f"x and y must have as many points, got {xs.size} and {ys.size}")
     (curve,) = ax.plot(xs, ys, color=colour, label=label, **look)
     if lower is not None and upper is not None:
-        _interval(ax, xs, ys, np.broadcast_to(_finite(lower), ys.shape), np.broadcast_to(_finite(upper), ys.shape), colour)
+        low, high = (np.broadcast_to(_finite(end), ys.shape) for end in (lower, upper))
+        _interval(ax, xs, ys, (low, high), colour)
     return curve
 
 
-def _interval(
-    ax: Axes, x: NDArray[Any], y: NDArray[Any], lower: NDArray[Any], upper: NDArray[Any], colour: str
-) -> None:
+def _interval(ax: Axes, x: NDArray[Any], y: NDArray[Any], ends: tuple[NDArray[Any], NDArray[Any]], colour: str) -> None:
+    lower, upper = ends
     known = np.isfinite(x + y + lower + upper)
     neighbours = np.concatenate([[False], known[:-1]]) | np.concatenate([known[1:], [False]])
     if (known & neighbours).any():
         ax.fill_between(x, lower, upper, where=known, color=colour, alpha=0.18, linewidth=0, zorder=1.5)
     alone = known & ~neighbours  # a band over one point has no width and would not be seen
     if alone.any():
-        ends = np.abs(np.stack([y - lower, upper - y])[:, alone])
-        ax.errorbar(x[alone], y[alone], ends, fmt="none", ecolor=colour, elinewidth=1.0, capsize=2.0, zorder=1.9)
+        reach = np.abs(np.stack([y - lower, upper - y])[:, alone])
+        ax.errorbar(x[alone], y[alone], reach, fmt="none", ecolor=colour, elinewidth=1.0, capsize=2.0, zorder=1.9)
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
@@ -313,7 +313,9 @@ def log_axes(ax: Axes, *, x: int | None = 10, y: int | None = 10) -> None:
         if base == 2:
             axis.set_major_locator(LogLocator(base=2, numticks=12))
             axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"$2^{{{np.log2(value):.0f}}}$"))
+            axis.set_major_formatter(
+                FuncFormatter(lambda value, _: f"{value:g}" if value < 1e5 else f"$2^{{{np.log2(value):.0f}}}$")
+            )
 
 
 def label(ax: Axes, x: str, y: str, title: str | None = None) -> None:

@@ -59,7 +59,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 def _shared(runs: list[Result]) -> list[list[str]]:
     """Short entries of the provenance that all runs have in common."""
-    tables = [{name: value for name, value in provenance_rows(run.provenance)} for run in runs]
+    tables = [dict(provenance_rows(run.provenance)) for run in runs]
     if not tables:
         return []
     return [

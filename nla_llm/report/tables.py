@@ -21,8 +21,9 @@ WIDE = 34  # letters from which a column of words shares the width of the page
 def typeset(data: pd.DataFrame) -> dict[str, Any]:
     """Heads, alignments and rows of a table.
 
-    Columns ``x``, ``x_lower`` and ``x_upper`` become one of estimates (two for the typesetter: value and bracket), ``x_confidence`` and ``x_how`` are left
-    to the CSV. A column of floats gets as many decimals everywhere; a SymPy expression or a cost becomes a formula.
+    Columns ``x``, ``x_lower`` and ``x_upper`` become one of estimates (two for the typesetter: value and bracket);
+    ``x_confidence`` and ``x_how`` are left to the CSV. A column of floats gets as many decimals everywhere; a SymPy
+    expression or a cost becomes a formula.
     """
     head: list[Cell] = []
     columns: list[tuple[str, list[Cell]]] = []  # alignment and cells
@@ -103,21 +104,23 @@ def _length(entry: Cell) -> int:
 
 def cell(value: Any) -> Cell:
     """One entry: a formula, an estimate, a number, a truth value or text."""
-    if value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in {"NAType", "NaTType"}:
-        return _text("n/a")
-    if is_estimate(value):
-        return _text(text.format_estimate(value.value, value.lower, value.upper))
-    if isinstance(value, bool) or type(value).__name__ == "bool":
-        return _text("yes" if value else "no")
-    if isinstance(value, numbers.Integral):
-        return _text(text.format_number(int(value)))
-    if isinstance(value, numbers.Real):
-        return _text(text.format_number(float(value)))
     if callable(getattr(value, "total", None)) and hasattr(value, "prepare"):  # nla_llm.costs.Cost
         return {"math": typst_math(value.total())}
     if type(value).__module__.startswith("sympy"):
         return {"math": typst_math(value)}
-    return {"runs": text.runs(str(value))}
+    return {"runs": text.runs(_words(value))}
+
+
+def _words(value: Any) -> str:
+    if value is None or type(value).__name__ in {"NAType", "NaTType"}:
+        return "n/a"
+    if is_estimate(value):
+        return text.format_estimate(value.value, value.lower, value.upper)
+    if isinstance(value, bool) or type(value).__name__ == "bool":  # NumPy has one of its own
+        return "yes" if value else "no"
+    if _is_number(value):
+        return text.format_number(int(value) if isinstance(value, numbers.Integral) else float(value))
+    return str(value)
 
 
 def is_estimate(value: object) -> bool:
@@ -126,7 +129,7 @@ def is_estimate(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and type(value).__name__ != "bool"
+    return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
 def _text(content: str) -> Cell:

@@ -50,12 +50,12 @@ def format_estimate(value: float, lower: float, upper: float) -> str:
 
     Examples
     --------
-    >>> format_estimate(0.12345, 0.1211, 0.12566)
+    >>> format_estimate(0.12348, 0.1211, 0.12566)
     '0.1235 [0.1211, 0.1257]'
     >>> format_estimate(12345.6, 12000.0, 13000.0), format_estimate(0.5, 0.5, 0.5)
-    ('12\u202f350 [12\u202f000, 13\u202f000]', '0.5')
+    ('12\u202f300 [12\u202f000, 13\u202f000]', '0.5')
     >>> format_estimate(2.5e-7, 2.1e-7, 3.2e-7)
-    '2.50 [2.10, 3.20]×10⁻⁷'
+    '2.5 [2.1, 3.2]×10⁻⁷'
     >>> format_estimate(0.3, 0.2, float("inf"))
     '0.3 [0.2, ∞]'
     """
@@ -68,8 +68,8 @@ def format_estimate(value: float, lower: float, upper: float) -> str:
     size = max(abs(value), abs(lower), abs(upper))
     width = max(abs(upper - lower), size * 1e-6)  # past six digits nobody reads on
     shift = 0 if 1e-3 <= size < 1e5 else math.floor(math.log10(size))
-    unit = math.floor(math.log10(width)) - 1 - shift  # the last digit kept is that of 10^unit
-    scale = 10.0 ** -shift
+    unit = math.floor(math.log10(width) + 1e-9) - 1 - shift  # the last digit kept is that of 10^unit
+    scale = 10.0**-shift
     middle = _fixed(round(value * scale / 10.0**unit), unit)
     low = _fixed(math.floor(_snap(lower * scale / 10.0**unit)), unit)
     high = _fixed(math.ceil(_snap(upper * scale / 10.0**unit)), unit)
@@ -105,7 +105,9 @@ def aligned(numbers: list[str]) -> list[str]:
         return numbers
     tails = [len(number.partition(".")[2]) for number in numbers]
     return [
-        number + ("" if "." in number or not max(tails) else "\u2008") + "\u2007" * (max(tails) - tail)
+        number
+        if not number[-1:].isdigit() or tail == max(tails)
+        else number + ("" if "." in number else "\u2008") + "\u2007" * (max(tails) - tail)
         for number, tail in zip(numbers, tails, strict=True)
     ]
 
@@ -117,7 +119,7 @@ def paragraphs(text: str) -> list[list[dict[str, str]]]:
 
 
 def runs(text: str) -> list[dict[str, str]]:
-    """Runs of plain text, ``code`` between back-ticks, and links to addresses, arXiv numbers and DOIs.
+    r"""Runs of plain text, ``code`` between back-ticks, and links to addresses, arXiv numbers and DOIs.
 
     Nothing else has a meaning, so a text can hold any character.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import typst
 
@@ -35,7 +35,7 @@ def compile_pdf(document: dict[str, Any]) -> bytes:
     return render(document, "pdf")
 
 
-def render(document: dict[str, Any], file_format: str, ppi: float | None = None) -> bytes:
+def render(document: dict[str, Any], file_format: Literal["pdf", "png", "svg"], ppi: float | None = None) -> bytes:
     """Set a document as "pdf", or a one-page document as "png" or "svg"."""
     content = json.dumps(_printable(document), ensure_ascii=False, allow_nan=False)
     template = resources.files(__package__).joinpath("template.typ").read_bytes()
