@@ -2,5 +2,16 @@ from . import checkpoint as checkpoint
 from . import embedded as embedded
 from . import gallery as gallery
 from . import llama as llama
+from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import open_safetensors as open_safetensors
+from .embedded import embedded_directory as embedded_directory
+from .embedded import embedded_model as embedded_model
+from .embedded import heldout_files as heldout_files
+from .embedded import heldout_tokens as heldout_tokens
+from .embedded import training_record as training_record
+from .llama import LlamaConfig as LlamaConfig
+from .llama import LlamaModel as LlamaModel
+from .llama import load_llama as load_llama
 from .problem import AttentionProblem as AttentionProblem
 from .problem import UpdateProblem as UpdateProblem

@@ -1,0 +1,281 @@
+"""Tokens become vectors: what is the spectrum of the embedding, and what does the model lose when it is truncated?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+import nla_llm as nl
+from nla_llm import measures
+from nla_llm.linalg import haar_orthogonal
+from nla_llm.measures import Estimate
+from nla_llm.operators import Dense
+from nla_llm.problems import embedded
+from nla_llm.study import Claim, Figure, Study, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+RANKS = {"small": (8, 48, 192), "default": (4, 8, 16, 32, 48, 64, 96, 128, 160, 192), "full": tuple(range(4, 193, 4))}
+PIECES = {"small": 4, "default": 6, "full": 8}  # held-out files; a loss is a mean over pieces with a Student-t interval
+TOKENS = 512
+
+
+def cells(scale: str) -> list[dict[str, Any]]:
+    """The spectra, and the loss at every rank, truncated three ways."""
+    config = embedded.embedded_model().config
+    spectra = [{"what": "embedding"}, *({"what": "heads", "layer": i} for i in range(config.num_hidden_layers))]
+    ways = [("truncated_svd", True), ("truncated_svd", False), ("random_subspace", True)]
+    losses = [{"method": method, "tie": tie, "rank": r} for r in RANKS[scale] for method, tie in ways]
+    losses += [{"method": "zero_update", "tie": True, "rank": 0}, {"method": "none", "tie": True, "rank": config.hidden_size}]
+    return spectra + [{"what": "loss", "pieces": PIECES[scale], "tokens": TOKENS, **loss} for loss in losses]
+
+
+def measure(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Records of one cell."""
+    if cell["what"] == "embedding":
+        return embedding_records(seed)
+    if cell["what"] == "heads":
+        return head_records(cell["layer"])
+    return [loss_record(cell, seed)]
+
+
+def embedding_records(seed: int) -> list[dict[str, Any]]:
+    """Singular values of the embedding, beside those of a Gaussian matrix of the same size and Frobenius norm."""
+    matrix = embedded.embedded_model().embedding.astype(np.float64)
+    noise = np.random.default_rng(seed).standard_normal(matrix.shape)
+    noise *= np.linalg.norm(matrix) / np.linalg.norm(noise)
+    spectrum, reference = (np.linalg.svd(a, compute_uv=False) for a in (matrix, noise))
+    op = Dense(matrix)
+    facts = {"stable_rank": measures.stable_rank(op), "condition": measures.condition_number(op)}
+    rounding = 8 * np.finfo(np.float64).eps * spectrum[0]  # backward stability of the SVD, the constant is empirical
+    return [
+        {"index": i + 1, "singular_value": Estimate(s, s - min(rounding, s), s + rounding, 1.0, "dense SVD"), "gaussian": float(g)}
+        | (facts if i == 0 else {})
+        for i, (s, g) in enumerate(zip(spectrum, reference, strict=True))
+    ]
+
+
+def head_records(layer: int) -> list[dict[str, Any]]:
+    """Stable rank and conditioning of W_Qᵀ W_K, a matrix of rank at most the head dimension, of every query head."""
+    model = embedded.embedded_model()
+    records = []
+    for head in range(model.config.num_attention_heads):
+        op = model.query_key(layer, head)
+        records.append({
+            "head": head, "rank_bound": op.rank, "stable_rank": measures.stable_rank(op),
+            "condition": measures.condition_number(op), "spectral_norm": measures.spectral_norm(op),
+        })  # fmt: skip
+    return records
+
+
+def loss_record(cell: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Error of the replaced embedding in both norms beside its optimum, and the loss of the model that uses it."""
+    model = embedded.embedded_model()
+    problem = nl.UpdateProblem(model.embedding.astype(np.float64))
+    pieces = [embedded.heldout_tokens(cell["tokens"], piece) for piece in range(cell["pieces"])]
+    exact = problem.exact()
+    replaced = None if cell["method"] == "none" else replacement(cell, problem, seed)
+    op = exact if replaced is None else replaced
+    losses = np.array([model.loss(piece, embedding=None if replaced is None else op.dense().astype(np.float32), tie=cell["tie"]) for piece in pieces])
+    plain = losses if replaced is None else np.array([model.loss(piece) for piece in pieces])
+    record = {"loss": Estimate.from_samples(losses), "increase": Estimate.from_samples(losses - plain), "optimum": optimum(problem, cell["rank"])}
+    return record | {f"relative_{norm}": measures.relative_error(exact, op, norm=norm) for norm in ("frobenius", "spectral")}
+
+
+def replacement(cell: dict[str, Any], problem: nl.UpdateProblem, seed: int) -> Any:
+    """The matrix in the place of the embedding."""
+    if cell["method"] == "random_subspace":
+        basis = haar_orthogonal(problem.d_in, np.random.default_rng(seed))[:, : cell["rank"]]
+        return nl.operators.LowRank(problem.delta @ basis, basis)
+    options = {"rank": cell["rank"]} if cell["method"] == "truncated_svd" else {}
+    return nl.method(cell["method"], **options)(problem)
+
+
+def optimum(problem: nl.UpdateProblem, rank: int) -> float:
+    """Relative Frobenius error that no matrix of this rank can beat (Eckart and Young 1936), from the singular values."""
+    s = np.linalg.svd(problem.delta, compute_uv=False)
+    return float(np.sqrt(np.sum(s[rank:] ** 2) / np.sum(s**2)))
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+WAYS = {
+    ("truncated_svd", True): "truncated SVD, input and output",
+    ("truncated_svd", False): "truncated SVD, input only",
+    ("random_subspace", True): "random subspace, input and output",
+}
+
+
+def draw_spectrum(fig: Canvas, data: pd.DataFrame) -> None:
+    """Singular values of the embedding, and the error of its truncation."""
+    from nla_llm.report import style  # noqa: PLC0415 - matplotlib loads only in the process that draws
+
+    left, right = fig.subplots(1, 2)
+    spectrum = data[data["panel"] == "spectrum"]
+    style.line(left, spectrum["x"], spectrum["value"], spectrum["lower"], spectrum["upper"], family="update", label="embedding", marker="")
+    style.yardstick(left, spectrum["x"], spectrum["reference"], kind="uniform", label="Gaussian matrix of the same norm", marker="")
+    style.log_axes(left, x=None)
+    style.label(left, "index i", "singular value", "spectrum")
+    for (method, kind), curve in data[data["panel"] == "error"].groupby(["method", "norm"], sort=False):
+        columns = (curve["x"], curve["value"], curve["lower"], curve["upper"])
+        if method == "random_subspace":
+            style.yardstick(right, *columns, kind="random_keys" if kind == "frobenius" else "uniform", label=f"random subspace, {kind}")
+            continue
+        variant = "orthogonal" if kind == "frobenius" else "iid"
+        style.line(right, *columns, family="update", label=f"truncated SVD, {kind}", variant=variant)
+        if kind == "frobenius":
+            style.theory_line(right, curve["x"], curve["reference"], label="Eckart–Young, frobenius")
+    style.label(right, "rank r", "relative error of the embedding", "truncation")
+
+
+def draw_loss(fig: Canvas, data: pd.DataFrame) -> None:
+    """Loss of the model against the rank of its embedding."""
+    from nla_llm.report import style  # noqa: PLC0415
+
+    ax = fig.subplots()
+    for (method, tie), curve in data.groupby(["method", "tie"], sort=False):
+        if (method, tie) not in WAYS:
+            continue
+        columns = (curve["rank"], curve["loss"], curve["loss_lower"], curve["loss_upper"])
+        if method == "random_subspace":
+            style.yardstick(ax, *columns, kind="random_keys", label=WAYS[method, tie])
+        else:
+            style.line(ax, *columns, family="update", label=WAYS[method, tie], variant="orthogonal" if tie else "iid")
+    for method, kind, text in (("zero_update", "uniform", "no embedding: log of the vocabulary"), ("none", "optimal_rank", "the model as it is")):
+        level = data[data["method"] == method].iloc[0]
+        span = [data["rank"].min(), data["rank"].max()]
+        style.yardstick(ax, span, *([level[c]] * 2 for c in ("loss", "loss_lower", "loss_upper")), kind=kind, label=text, marker="")
+    style.label(ax, "rank r of the embedding", "held-out loss, nats per token")
+
+
+def draw_heads(fig: Canvas, data: pd.DataFrame) -> None:
+    """Stable rank and condition number of every head's query-key matrix."""
+    from nla_llm.report import style  # noqa: PLC0415
+
+    for ax, (what, part) in zip(fig.subplots(1, 2), data.groupby("what_is_shown", sort=False), strict=True):
+        x = part["layer"] + 0.1 * (part["head"] - part["head"].mean())
+        bars = [part["value"] - part["lower"], part["upper"] - part["value"]]
+        ax.errorbar(x, part["value"], bars, fmt="o", color=style.colour("update"), markersize=3.5, linewidth=0.8)
+        ax.set_xticks(sorted(part["layer"].unique()))
+        style.label(ax, "layer", what)
+    fig.axes[1].set_yscale("log")
+    style.yardstick(fig.axes[0], [data["layer"].min() - 0.4, data["layer"].max() + 0.4], [data["rank_bound"].max()] * 2, kind="optimal_rank",
+                    label="largest possible: the head dimension", marker="")  # fmt: skip
+
+
+def figures(records: pd.DataFrame) -> list[Figure]:
+    """Loss against rank, spectrum and truncation error, query-key matrices."""
+    ok = records[records["status"] == "ok"]
+    loss = ok[ok["what"] == "loss"].sort_values("rank", kind="stable")
+    columns = ["method", "tie", "rank", "loss", "loss_lower", "loss_upper", "increase", "increase_lower", "increase_upper", "optimum"]
+    return [
+        Figure("loss", f"Loss of the model on {int(loss['pieces'].iloc[0])} held-out pieces of {TOKENS} tokens when its embedding is replaced by a matrix of rank r; bands: 95 % Student-t "
+               "intervals over pieces, which differ more among themselves than the curves do.", draw_loss, loss[columns]),
+        Figure("spectrum", "Left: singular values of the embedding matrix, beside those of a Gaussian matrix of the same size and norm. Right: relative "
+               "error of replacing it by rank r; bars for rounding are invisible at this scale.", draw_spectrum, spectrum_data(ok, loss), size=(6.5, 3.7), panels=(1, 2)),
+        Figure("heads", "Query-key matrices of every head: stable rank (grey line: largest possible) and condition number on their rank.", draw_heads,
+               heads_data(ok), size=(6.5, 3.2), panels=(1, 2)),
+    ]  # fmt: skip
+
+
+def spectrum_data(ok: pd.DataFrame, loss: pd.DataFrame) -> pd.DataFrame:
+    """Data of the two panels in one long table."""
+    e = ok[ok["what"] == "embedding"]
+    parts = [pd.DataFrame({"panel": "spectrum", "x": e["index"], "value": e["singular_value"], "lower": e["singular_value_lower"],
+                           "upper": e["singular_value_upper"], "reference": e["gaussian"]})]  # fmt: skip
+    for norm in ("frobenius", "spectral"):
+        part = loss[loss["tie"].astype(bool) & loss["method"].isin(["truncated_svd", "random_subspace"])]
+        name = f"relative_{norm}"
+        parts.append(pd.DataFrame({"panel": "error", "method": part["method"], "norm": norm, "x": part["rank"], "value": part[name],
+                                   "lower": part[f"{name}_lower"], "upper": part[f"{name}_upper"], "reference": part["optimum"]}))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def heads_data(ok: pd.DataFrame) -> pd.DataFrame:
+    """Both measures in one long table."""
+    heads = ok[ok["what"] == "heads"]
+    names = {"stable_rank": "stable rank of W_Qᵀ W_K", "condition": "condition number of W_Qᵀ W_K on its rank"}
+    return pd.concat([
+        pd.DataFrame({"what_is_shown": text, "layer": heads["layer"], "head": heads["head"], "value": heads[name], "lower": heads[f"{name}_lower"],
+                      "upper": heads[f"{name}_upper"], "rank_bound": heads["rank_bound"]})
+        for name, text in names.items()
+    ])  # fmt: skip
+
+
+def tables(records: pd.DataFrame) -> list[Table]:
+    """Truncations beside the optimum and what they cost in loss."""
+    ok = records[(records["status"] == "ok") & (records["what"] == "loss")].sort_values("rank", kind="stable")
+    rows = [
+        {"replaced by": WAYS.get((row["method"], row["tie"]), row["method"].replace("_", " ")), "rank": row["rank"],
+         "Frobenius": f"{row['relative_frobenius']:.4g}", "optimum": f"{row['optimum']:.4g}", "spectral": f"{row['relative_spectral']:.4g}",
+         "loss increase, nats": f"{row['increase']:.3g} [{row['increase_lower']:.3g}, {row['increase_upper']:.3g}]"}
+        for row in ok.to_dict("records")
+    ]  # fmt: skip
+    return [Table("truncation", "The embedding replaced by a matrix of rank r: relative errors beside the Eckart–Young optimum (Frobenius), and the increase of the held-out loss, paired "
+                  "over pieces, with its 95 % interval.", pd.DataFrame(rows))]  # fmt: skip
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def claims(records: pd.DataFrame) -> list[Claim]:
+    """What the records say."""
+    ok = records[records["status"] == "ok"]
+    loss = ok[ok["what"] == "loss"]
+    svd = loss[(loss["method"] == "truncated_svd") & loss["tie"].astype(bool)]
+    inner = svd[svd["rank"] < svd["rank"].max()]
+    gap = float(np.max(np.abs(inner["relative_frobenius"] / inner["optimum"] - 1)))
+    whole = loss[loss["method"] == "none"].iloc[0]
+    nothing = loss[loss["method"] == "zero_update"].iloc[0]
+    return [
+        Claim.decide("The truncated SVD attains the Eckart–Young optimum in the Frobenius norm at every rank, to rounding", gap, gap, 1e-10, "<",
+                     number=f"largest relative gap {gap:.1e}", source="Eckart and Young 1936"),
+        Claim.decide("The embedded model has learned: its loss is at least 2 nats per token below that of no embedding (log of the vocabulary)",
+                     float(nothing["loss"] - whole["loss_upper"]), float(nothing["loss"] - whole["loss_lower"]), 2.0, ">="),
+        half_rank_claim(svd),
+        better_than_random(loss),
+    ]  # fmt: skip
+
+
+def half_rank_claim(svd: pd.DataFrame) -> Claim:
+    """Half of the rank is not free."""
+    half = svd.iloc[(svd["rank"] - svd["rank"].max() / 2).abs().argmin()]
+    return Claim.decide(f"Truncating the embedding to rank {half['rank']:.0f}, half of its columns, costs more than 0.1 nats per token",
+                        float(half["increase_lower"]), float(half["increase_upper"]), 0.1, ">")  # fmt: skip
+
+
+def better_than_random(loss: pd.DataFrame) -> Claim:
+    """Singular vectors against a random subspace of the same rank."""
+    tied = loss[loss["tie"].astype(bool)].set_index("rank")
+    svd, random = (tied[tied["method"] == name] for name in ("truncated_svd", "random_subspace"))
+    middle = sorted(set(svd.index))[len(set(svd.index)) // 2]
+    low = float(random.loc[middle, "increase_lower"] - svd.loc[middle, "increase_upper"])
+    high = float(random.loc[middle, "increase_upper"] - svd.loc[middle, "increase_lower"])
+    return Claim.decide(f"At rank {middle:.0f} the leading singular vectors keep more of the model than a random subspace does", low, high, 0.0, ">",
+                        number=f"loss increases differ by {low:.2f} to {high:.2f} nats")  # fmt: skip
+
+
+study = Study(
+    name="embedding_spectrum",
+    title="Tokens become vectors: the spectrum of an embedding",
+    question="How fast do the singular values of a trained embedding decay, how well conditioned are the query-key matrices behind it, and what does the model lose when the embedding is truncated?",
+    setup=(
+        "The embedding of the embedded language model, a row per token, which also serves as its output matrix, is replaced by a matrix of rank r: its truncated singular value "
+        "decomposition, on both sides of the model or on the input side alone, or its projection on a random subspace. The loss is the cross-entropy of the next token on held-out "
+        "text; the yardsticks are the model as it is and a zero embedding, which knows nothing."
+    ),
+    cells=cells,
+    measure=measure,
+    figures=figures,
+    tables=tables,
+    claims=claims,
+    references=(
+        "C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",
+        "L. Mirsky, Symmetric gauge functions and unitarily invariant norms, Quarterly Journal of Mathematics 11, 1960.",
+        "Y. Saad, The linear algebra of Large Language Models, survey talk, CIRM, 2024.",
+    ),
+    headline=True,
+)
