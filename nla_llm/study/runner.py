@@ -105,7 +105,7 @@ def run(
     Interrupted
         On Ctrl-C, a ``KeyboardInterrupt`` with the summary of what was kept.
     RunError
-        If workers cannot be started or Dask cannot be reached.
+        If workers cannot be started, find other sources than this process, or Dask cannot be reached.
     nla_llm.study.StoreError
         If the store cannot be read or written.
     ValueError

@@ -39,8 +39,9 @@ def open_store(path: Path, *, create: bool) -> sqlite3.Connection:
                 raise StoreError(f"there is no store {_name(path)}; a run makes one: nla-llm run")
             _make(path)
         _check_header(path)
-        _check_content(path)
-        return _connect(path)
+        reading = "ro" if create or _writable(path) else "ro&immutable=1"
+        _check_content(path, reading)
+        return _connect(path, "rw" if reading == "ro" else reading)
 
 
 def _name(path: Path) -> str:
@@ -79,7 +80,17 @@ def _damaged(path: Path, what: str) -> str:
     return f"the store {_name(path)} is damaged ({what}); it was left as it is: move it away, or name another one"
 
 
-def _connect(path: Path, *, mode: str = "rw") -> sqlite3.Connection:
+def _writable(path: Path) -> bool:
+    """Whether SQLite can keep its log beside the file; where it cannot and there is none, nobody writes to the file."""
+    return _has_log(path) or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+
+
+def _has_log(path: Path) -> bool:
+    log = path.with_name(path.name + "-wal")
+    return log.exists() and log.stat().st_size > 0
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
     database = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
     )
@@ -121,7 +132,7 @@ def _check_header(path: Path) -> None:
         raise StoreError(f"the store {_name(path)} is a folder; name a file with --store")
     with path.open("rb") as file:
         head = file.read(100)
-    if not head.startswith(_MAGIC[: max(1, min(len(head), 16))]) and head:
+    if not head.startswith(_MAGIC[: len(head)]):
         raise StoreError(
             f"{_name(path)} is not a store of nla-llm; it was left as it is: name another file with --store"
         )
@@ -137,15 +148,14 @@ def _check_header(path: Path) -> None:
         )
     page = int.from_bytes(head[16:18], "big")
     expected = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
-    log = path.with_name(path.name + "-wal")
-    complete = log.exists() and log.stat().st_size > 0  # an interrupted checkpoint is completed from the log
-    if not complete and path.stat().st_size < expected:
+    # with a log, an interrupted checkpoint may have left a short file, which SQLite completes
+    if not _has_log(path) and path.stat().st_size < expected:
         raise StoreError(_damaged(path, f"it ends after {path.stat().st_size} of {expected} bytes"))
 
 
-def _check_content(path: Path) -> None:
+def _check_content(path: Path, mode: str) -> None:
     """Check the pages through a connection that cannot write."""
-    with closing(_connect(path, mode="ro")) as database:
+    with closing(_connect(path, mode)) as database:
         found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if found != "ok" or not {"runs", "results"} <= tables:

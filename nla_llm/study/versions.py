@@ -1,7 +1,7 @@
 """Version of the code behind a number: a hash of every source that may change it.
 
-Simple and safe rather than clever: all Python files of ``nla_llm`` below the studies (floors 0 to 3), the data
-shipped with them (the embedded model), the file that defines the study and the files beside it whose names start with
+Simple and safe rather than clever: all Python files of ``nla_llm`` up to the studies' floor, the data shipped
+with them (the embedded model), the file that defines the study and the files beside it whose names start with
 an underscore. A changed comment recomputes too much; a changed formula never recomputes too little.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PACKAGE = Path(__file__).resolve().parent.parent
-_ABOVE = {"study", "report", "testing", "cli", "_studies", "__pycache__", "__main__.py", "cli.py", "__init__.pyi"}
+_ABOVE = {"report", "testing", "cli", "_studies", "__pycache__", "__main__.py", "cli.py", "__init__.pyi"}
 
 
 def _hash_files(files: Iterable[Path], root: Path) -> str:

@@ -2,8 +2,8 @@
 
 Each is a generator of results in the order in which cells finish. The processes are not those of
 ``concurrent.futures.ProcessPoolExecutor``, because that pool can neither stop a task nor tell which task a dead process
-was working on; here every worker has a pipe of its own, so the cell that killed its process fails and no
-other is touched.
+was working on; here every worker has a pipe of its own, so the cell that killed its process fails and no other is
+touched.
 """
 
 from __future__ import annotations
@@ -144,7 +144,10 @@ class _Worker:
             if self.connection.poll():
                 message = self.connection.recv()
                 self.ready, self.task = True, None
-                return message if isinstance(message, Result) else self._greeted(message)
+                if isinstance(message, Result):
+                    return message
+                _check_version(message)
+                return None
         except (EOFError, OSError):
             return self._ended(task)
         if self.process.exitcode is not None:
@@ -156,12 +159,6 @@ class _Worker:
             self.stop()
             return _failed(task, f"not finished after {task.timeout:g} seconds, and killed", "timeout", elapsed)
         return None
-
-    def _greeted(self, version: str) -> None:
-        if version != package_version():
-            raise RunError(
-                "the code of nla_llm was changed since this process started; finished cells are kept: run again"
-            )
 
     def _ended(self, task: Task | None) -> Result | None:
         self.process.join(_LOOK_SECONDS)
@@ -183,6 +180,11 @@ class _Worker:
             self.process.kill()
         self.process.join()
         self.alive, self.task = False, None
+
+
+def _check_version(version: str) -> None:
+    if version != package_version():
+        raise RunError("the code of nla_llm was changed since this process started; finished cells are kept: run again")
 
 
 def serve(connection: Connection, sources: Sequence[str], threads: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nla_llm.study import Result, Store, StoreError, catalogue
+from nla_llm.study import Result, Store, StoreError, catalogue, store_file
 from nla_llm.study.store_file import APPLICATION_ID
 
 
@@ -154,6 +154,15 @@ def test_a_read_only_folder_gets_a_sentence(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="cannot be"):
         Store(tmp_path / "store.sqlite")
+
+
+def test_a_store_on_a_read_only_medium_can_be_read(store_path, monkeypatch):
+    fill(store_path, 3)
+    monkeypatch.setattr(store_file.os, "access", lambda *_: False)
+    with Store(store_path, create=False) as store:
+        assert len(list(store.results())) == 3
+        with pytest.raises(StoreError, match="read-only"):
+            store.put(result(9))
 
 
 def test_a_full_disk_gets_a_sentence_and_loses_nothing(store, store_path):
