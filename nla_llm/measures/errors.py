@@ -12,7 +12,7 @@ from nla_llm.linalg import apply_widened, widen
 from nla_llm.measures.estimate import Estimate
 from nla_llm.measures.norms import frobenius_norm, max_norm, nuclear_norm
 from nla_llm.measures.spectral import check_tolerance, krylov_steps, spectral_norm
-from nla_llm.measures.streaming import row_blocks
+from nla_llm.measures.streaming import rounding, row_blocks
 from nla_llm.operators import Dense
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def _spectral_reference(P: Operator, rtol: float, rng: np.random.Generator, conf
 
 def _room(below: Estimate, rtol: float) -> float:
     """Tolerance left for the numerator, at least a quarter of the whole."""
-    widest = float(np.max(below.upper / np.where(below.lower > 0, below.lower, 1.0)))
+    known = below.lower > 0
+    widest = float(np.max(np.where(known, below.upper, 1.0) / np.where(known, below.lower, 1.0)))
     return max((1.0 + rtol) / widest - 1.0, rtol / 4.0) if math.isfinite(widest) else rtol / 4.0
 
 
@@ -125,7 +126,7 @@ def output_error(P: Operator, Phat: Operator, v: Array, *, norm: Norm = "frobeni
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
     if v.ndim < 2 or v.shape[-2] != P.shape[-1]:
         raise ValueError(f"v must be (..., {P.shape[-1]}, d_v) for operators {P.shape}, got {tuple(v.shape)}")
-    output = apply_widened(P, v)
+    output, approximate = apply_widened(P, v), apply_widened(Phat, v)
     measures: dict[str, Callable[[Operator], Estimate]] = {
         "spectral": spectral_norm,
         "frobenius": frobenius_norm,
@@ -133,7 +134,13 @@ def output_error(P: Operator, Phat: Operator, v: Array, *, norm: Norm = "frobeni
         "max": max_norm,
     }
     measure = measures[norm]
-    return measure(Dense(output - apply_widened(Phat, v))) / measure(Dense(output))
+    below, error = measure(Dense(output)), measure(Dense(output - approximate))
+    # both products are rounded before they are subtracted: relative to their size, not to that of the difference
+    slack = rounding(P) * below.upper + rounding(Phat) * measure(Dense(approximate)).upper
+    widened = Estimate(
+        error.value, np.maximum(error.lower - slack, 0.0), error.upper + slack, error.confidence, error.how
+    )
+    return widened / below
 
 
 def row_divergence(

@@ -19,7 +19,7 @@ from nla_llm.linalg import (
 )
 from nla_llm.measures.estimate import Estimate
 from nla_llm.measures.spectral import check_tolerance, spectral_norm
-from nla_llm.measures.streaming import entry_norms, rounding
+from nla_llm.measures.streaming import entry_norms, frobenius_by_rows, rounding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,7 +91,7 @@ def frobenius_norm(
         values = singular_values(op)
         return Estimate.exact(np.linalg.norm(values, axis=-1), "from the factors", rounding=rounding(op))
     if method == "exact" or math.prod(op.shape) <= _AFFORDABLE_ENTRIES:
-        return Estimate.exact(entry_norms(op).frobenius, "one pass over the entries", rounding=rounding(op))
+        return Estimate.exact(frobenius_by_rows(op), "one pass over the entries", rounding=rounding(op))
     return _sampled_frobenius(op, rtol, generator(rng), confidence, max_probes)
 
 
@@ -144,8 +144,8 @@ def nuclear_norm(op: Operator, rng: int | np.random.Generator = 0) -> Estimate:
     """Sum of the singular values.
 
     Exact where the operator is small or a low-rank product. Else a certain bracket from a Krylov basis V of 128
-    columns and the exact Frobenius norm: ‖AV‖_* <= ‖A‖_* <= ‖AV‖_* + √(r − |V|) ‖A(I − VVᵀ)‖_F with r = min(n_q, n_k). It is
-    tight where the spectrum decays, and wide where it does not.
+    columns and the exact Frobenius norm: ‖AV‖_* <= ‖A‖_* <= ‖AV‖_* + √(r − |V|) ‖A(I − VVᵀ)‖_F with
+    r = min(n_q, n_k). It is tight where the spectrum decays, and wide where it does not.
 
     Parameters
     ----------
@@ -167,8 +167,8 @@ def nuclear_norm(op: Operator, rng: int | np.random.Generator = 0) -> Estimate:
     space = BlockKrylov(op, start, rng=rng)
     while space.size < min(_NUCLEAR_COLUMNS, op.shape[-1]):
         space.advance()
-    values = space.ritz_values()
-    total = np.square(entry_norms(op).frobenius)
+    values = to_numpy(op.xp.linalg.svdvals(space.image))  # Ritz values of the Gram matrix would lose half the digits
+    total = np.square(frobenius_by_rows(op))
     slack = 2.0 * rounding(op)
     unseen = np.maximum(total * (1.0 + slack) - np.square(values).sum(axis=-1), 0.0)
     lower = values.sum(axis=-1)

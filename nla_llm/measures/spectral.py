@@ -10,7 +10,7 @@ import numpy as np
 from nla_llm.backend import device_of, from_numpy, generator, to_numpy
 from nla_llm.linalg import BlockKrylov, gaussian, is_small, singular_values
 from nla_llm.measures.estimate import Estimate
-from nla_llm.measures.streaming import entry_norms, rounding
+from nla_llm.measures.streaming import entry_norms, frobenius_by_rows, rounding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +127,7 @@ class _Search:
         self.slack = rounding(op)
         self.lower: NDArray[Any] = np.zeros(op.batch_shape)
         self.bounds: dict[str, NDArray[Any]] = {}  # certain upper bounds by name
-        self.frobenius: NDArray[Any] | None = None
+        self.frobenius: Any = None  # ‖A‖_F once a pass has been made
         if math.prod(op.shape) <= _CHEAP_ENTRIES:
             self._pass_over_entries()
 
@@ -151,7 +151,7 @@ class _Search:
         if self.space.rider is not None:
             self._collatz_wielandt()
         if last or self.space.steps % 2 == 0:
-            self._ritz_bounds(rtol)
+            self._ritz_bounds(rtol, last=last)
         return bool(np.all(self.upper <= (1.0 + rtol) * self.lower))
 
     def certain(self) -> Estimate:
@@ -193,26 +193,27 @@ class _Search:
         ratios = np.divide(pulled, x, out=np.zeros_like(x), where=x > 0)
         self._lower_upper(np.sqrt(ratios.max(axis=-1)), "Collatz–Wielandt")
 
-    def _ritz_bounds(self, rtol: float) -> None:
+    def _ritz_bounds(self, rtol: float, *, last: bool) -> None:
+        if last and self.frobenius is None:
+            return  # the coupling would cost a product and the pass another, for a bound that has failed so far
         self._raise_lower()
         squares, vectors = self.space.ritz()
         top, seen = squares[..., 0], squares.sum(axis=-1)
-        width = min(self.space.size, self.block)
-        if self.frobenius is None:
-            first = to_numpy(self.space.gram)[..., :width, :width]
-            guess = np.trace(first, axis1=-2, axis2=-1) * self.op.shape[-1] / width
-            unseen = np.maximum(guess - seen, 0.0)
-            undecided = self.upper > (1.0 + rtol) * self.lower
-            if not np.all(np.where(undecided, unseen < 0.5 * top, True)):
-                return
-            self._pass_over_entries()
-        total = np.square(self.frobenius if self.frobenius is not None else np.inf)
-        unseen = np.maximum(total * (1.0 + 2.0 * self.slack) - seen, 0.0)
         coupling = self.space.coupling()
         link = np.linalg.norm(coupling @ vectors[..., -coupling.shape[-1] :, :], ord=2, axis=(-2, -1))
-        gap = top - unseen
-        bound = 0.5 * (top + unseen + np.hypot(gap, 2.0 * link))
-        self._lower_upper(np.sqrt(bound), "what the Krylov space has not seen of the Frobenius norm")
+        if self.frobenius is None:
+            hoped = _two_by_two(top, link, np.maximum(self._guessed_square() - seen, 0.0))
+            if not np.all(np.minimum(np.sqrt(hoped), self.upper) <= (1.0 + rtol) * self.lower):
+                return
+            self._know_frobenius(frobenius_by_rows(self.op))
+        unseen = np.maximum(np.square(self.frobenius) * (1.0 + 2.0 * self.slack) - seen, 0.0)
+        self._lower_upper(np.sqrt(_two_by_two(top, link, unseen)), "what the Krylov space leaves of the Frobenius norm")
+
+    def _guessed_square(self) -> NDArray[Any]:
+        """``‖A‖_F²`` guessed from the first block, a uniformly random subspace of dimension b: (n/b) ‖AV₁‖_F²."""
+        first = to_numpy(self.space.gram)[..., : self.block, : self.block]
+        guess: NDArray[Any] = np.trace(first, axis1=-2, axis2=-1) * (self.op.shape[-1] / self.block)
+        return guess
 
     def _raise_lower(self) -> None:
         """``‖A x‖ / ‖x‖`` for the leading Ritz vector x, formed explicitly."""
@@ -225,10 +226,19 @@ class _Search:
 
     def _pass_over_entries(self) -> None:
         norms = entry_norms(self.op)
-        self.frobenius = norms.frobenius
-        self._lower_upper(norms.frobenius, "Frobenius")
+        self._know_frobenius(norms.frobenius)
         self._lower_upper(np.sqrt(norms.one * norms.inf), "√(‖A‖₁‖A‖_∞)")
+
+    def _know_frobenius(self, frobenius: NDArray[Any]) -> None:
+        self.frobenius = frobenius
+        self._lower_upper(frobenius, "Frobenius")
 
     def _lower_upper(self, bound: NDArray[Any], name: str) -> None:
         raised = bound * (1.0 + 2.0 * self.slack)
         self.bounds[name] = np.minimum(self.bounds.get(name, np.inf), raised)
+
+
+def _two_by_two(top: NDArray[Any], link: NDArray[Any], rest: NDArray[Any]) -> NDArray[Any]:
+    """Larger eigenvalue of [[top, link], [link, rest]]."""
+    larger: NDArray[Any] = 0.5 * (top + rest + np.hypot(top - rest, 2.0 * link))
+    return larger

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nla_llm.backend import eps, from_numpy, to_numpy
+from nla_llm.backend import Array, eps, from_numpy, namespace, to_numpy
 from nla_llm.linalg import widen
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
 
-__all__ = ["EntryNorms", "entry_norms", "rounding", "row_blocks"]
+__all__ = ["EntryNorms", "entry_norms", "frobenius_by_rows", "rounding", "row_blocks"]
 
+_SAFE_SQUARE = 1e-250  # sums of squares above it, and below its inverse, have lost nothing to under- or overflow
 _BLOCK_ENTRIES = 1 << 21  # entries held at once, batch axes included: 16 MB in float64 whatever n is
 
 
@@ -38,44 +39,86 @@ def rounding(op: Operator) -> float:
     return 4.0 * math.sqrt(max(op.shape[-2:])) * eps(op)
 
 
-class EntryNorms:
-    """Sums over the entries of an operator, float64 arrays of its batch shape.
+class EntryNorms(NamedTuple):
+    """Norms that are sums over entries, float64 arrays of the batch shape of the operator."""
 
-    Attributes
-    ----------
-    frobenius, one, inf, maximum
-        ‖A‖_F, largest column sum of |a_ij|, largest row sum of |a_ij|, largest |a_ij|.
-    """
-
-    def __init__(self, op: Operator) -> None:
-        batch, n_k = op.batch_shape, op.shape[-1]
-        # ‖A‖_F = scale √squares, so that squares neither overflow nor underflow (LAPACK's lassq)
-        scale, squares = np.zeros(batch), np.zeros(batch)
-        columns, self.inf = np.zeros((*batch, n_k)), np.zeros(batch)
-        xp = op.xp
-        for start, stop in row_blocks(op):
-            block = xp.abs(widen(op.rows(start, stop)))
-            columns += to_numpy(xp.sum(block, axis=-2))
-            self.inf = np.maximum(self.inf, to_numpy(xp.max(xp.sum(block, axis=-1), axis=-1)))
-            larger = np.maximum(scale, to_numpy(xp.max(block, axis=(-2, -1))))
-            unit = np.where(larger > 0, larger, 1.0)
-            block = block / from_numpy(unit[..., None, None], like=block)
-            squares = squares * (scale / unit) ** 2 + to_numpy(xp.sum(block * block, axis=(-2, -1)))
-            scale = larger
-        self.maximum: NDArray[Any] = scale
-        self.frobenius: NDArray[Any] = scale * np.sqrt(squares)
-        self.one: NDArray[Any] = columns.max(axis=-1)
+    frobenius: NDArray[Any]  # ‖A‖_F
+    one: NDArray[Any]  # largest column sum of |a_ij|
+    inf: NDArray[Any]  # largest row sum of |a_ij|
+    maximum: NDArray[Any]  # largest |a_ij|
 
 
 def entry_norms(op: Operator) -> EntryNorms:
-    """The four norms of one pass, in memory that does not depend on n beyond one row of sums.
+    """The four norms of one pass over the rows, in memory that does not depend on n beyond one row of sums.
 
     Raises
     ------
     ValueError
         If the operator has an entry that is not finite.
     """
-    norms = EntryNorms(op)
-    if not np.isfinite(norms.one).all():
+    batch, xp = op.batch_shape, op.xp
+    squares, inf, maximum = _SquareSum(batch), np.zeros(batch), np.zeros(batch)
+    columns = np.zeros((*batch, op.shape[-1]))
+    for start, stop in row_blocks(op):
+        block = xp.abs(widen(op.rows(start, stop)))
+        squares.add(block)
+        columns += to_numpy(xp.sum(block, axis=-2))
+        inf = np.maximum(inf, to_numpy(xp.max(xp.sum(block, axis=-1), axis=-1)))
+        maximum = np.maximum(maximum, to_numpy(xp.max(block, axis=(-2, -1))))
+    _check_finite(op, columns)
+    return EntryNorms(squares.root(), columns.max(axis=-1), inf, maximum)
+
+
+def frobenius_by_rows(op: Operator) -> NDArray[Any]:
+    """‖A‖_F alone by one pass over the rows, cheaper than ``entry_norms``.
+
+    Raises
+    ------
+    ValueError
+        If the operator has an entry that is not finite.
+    """
+    squares = _SquareSum(op.batch_shape)
+    for start, stop in row_blocks(op):
+        squares.add(widen(op.rows(start, stop)))
+    _check_finite(op, squares.root())
+    return squares.root()
+
+
+class _SquareSum:
+    """Running sum of squares held as scale² · squares, which neither over- nor underflows (as LAPACK's lassq)."""
+
+    def __init__(self, batch: tuple[int, ...]) -> None:
+        self.scale, self.squares = np.ones(batch), np.zeros(batch)
+
+    def add(self, block: Array) -> None:
+        """Add the squares of a block (..., rows, columns)."""
+        xp = namespace(block)
+        with np.errstate(over="ignore", under="ignore"):
+            plain = to_numpy(xp.sum(block * block, axis=(-2, -1)))
+        if np.all((plain > _SAFE_SQUARE) & (plain < 1.0 / _SAFE_SQUARE)):
+            self._add(np.ones_like(plain), plain)
+            return
+        largest = to_numpy(xp.max(xp.abs(block), axis=(-2, -1)))
+        scale = np.where(largest > 0, largest, 1.0)
+        unit = block / from_numpy(scale[..., None, None], like=block)
+        self._add(scale, to_numpy(xp.sum(unit * unit, axis=(-2, -1))))
+
+    def root(self) -> NDArray[Any]:
+        """Square root of the sum."""
+        total: NDArray[Any] = self.scale * np.sqrt(self.squares)
+        return total
+
+    def _add(self, scale: NDArray[Any], squares: NDArray[Any]) -> None:
+        own, other = (
+            np.where(sums > 0, scales, 0.0) for sums, scales in ((self.squares, self.scale), (squares, scale))
+        )
+        common = np.maximum(own, other)
+        common = np.where(common > 0, common, 1.0)
+        with np.errstate(under="ignore"):
+            self.squares = self.squares * (own / common) ** 2 + squares * (other / common) ** 2
+        self.scale = common
+
+
+def _check_finite(op: Operator, sums: NDArray[Any]) -> None:
+    if not np.isfinite(sums).all():
         raise ValueError(f"{op!r} has entries that are not finite, so its norms are not defined")
-    return norms
