@@ -127,13 +127,15 @@ def run(
         outcome = _Outcome()
         results = _results(plans, pool, jobs=jobs, threads=threads, cores=cores)
         shown = show_progress(sum(len(plan.tasks) for plan in plans), enabled=progress)
-        with outcome, shown as advance, closing(results):
-            for result in results:
-                kept.put(replace(result, run=number), replace_ok=not resume)
-                outcome.computed.add(result.key)
-                advance(result)
-        facts |= {"wall_seconds": round(time.monotonic() - started, 3), "interrupted": outcome.interrupted}
-        kept.finish(number, facts)
+        try:
+            with outcome, shown as advance, closing(results):
+                for result in results:
+                    kept.put(replace(result, run=number), replace_ok=not resume)
+                    outcome.computed.add(result.key)
+                    advance(result)
+        finally:
+            facts |= {"wall_seconds": round(time.monotonic() - started, 3), "interrupted": outcome.interrupted}
+            kept.finish(number, facts)
         summary = Summary(tuple(_summary(plan, kept, scale, outcome) for plan in plans), facts, kept.path, number)
     if outcome.interrupted:
         raise Interrupted(summary)
@@ -142,7 +144,7 @@ def run(
 
 @dataclass
 class _Outcome:
-    """What was computed until the end or until Ctrl-C, which it takes note of."""
+    """What was computed until the end, or until something ended the run: Ctrl-C is held back, anything else goes on."""
 
     computed: set[str] = field(default_factory=set)
     interrupted: bool = False
@@ -151,8 +153,8 @@ class _Outcome:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self.interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        return self.interrupted
+        self.interrupted = kind is not None
+        return kind is not None and issubclass(kind, KeyboardInterrupt)
 
 
 def _plan(
