@@ -237,5 +237,5 @@ def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{_name(name)} {_flat(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple | set | frozenset):
-        return "; ".join(_flat(entry) for entry in value)
+        return "; ".join(_flat(entry) for entry in value) or "none"
     return str(value)

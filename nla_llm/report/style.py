@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ _OTHER_YARDSTICK: tuple[str, Any, str] = ("#8C8C8C", "-", "+")
 _DASHES = (0, (4.0, 2.0))
 
 RC: dict[Any, Any] = {
+    "axes.prop_cycle": cycler(color=SPARE_COLOURS),  # what is drawn without a family takes no family's colour
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.grid": True,

@@ -89,6 +89,8 @@ def _estimates(printed: list[str]) -> list[tuple[str, list[Cell]]]:
 def _printed(value: Any, lower: Any, upper: Any) -> str:
     if not _is_number(value):
         return "n/a" if value is None else text.plain(value, 40)
+    if value == lower == upper:
+        return text.format_number(float(value), 3)  # beside rounded neighbours; the CSV has all digits
     ends = [float(end) if _is_number(end) else math.nan for end in (lower, upper)]
     if all(math.isnan(end) for end in ends):
         number = text.format_number(float(value))
