@@ -5,8 +5,8 @@ The estimate of an entry is Â_ij = A_ij (1 + ε_ij). Dividing rows by their sum
     P̂_ij − P_ij ≈ P_ij (ε_ij − Σ_l P_il ε_il),
 
 so the expected squared error of a row needs only Γ_jl = Cov(ε_ij, ε_il). With z_j = x_i + y_j and Δ_j = x_i − y_j
-one frequency gives e^(z_j·z_l) − 1 (positive), cosh(z_j·z_l) − 1 (hyperbolic), cosh(Δ_j·Δ_l) − 1 (trigonometric); derived as
-Lemma 2 of Choromanski et al. 2021 (arXiv 2009.14794), which is the case j = l. Everything is float64 NumPy.
+one frequency gives e^(z_j·z_l) − 1 (positive), cosh(z_j·z_l) − 1 (hyperbolic), cosh(Δ_j·Δ_l) − 1 (trigonometric);
+derived as Lemma 2 of Choromanski et al. 2021 (arXiv 2009.14794), which is the case j = l. Everything is float64 NumPy.
 """
 
 from __future__ import annotations
