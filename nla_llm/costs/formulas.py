@@ -80,7 +80,7 @@ def orthogonal_directions(m: Expr, d: Expr) -> Operations:
 
 
 def softmax_weights(problem: AttentionProblem) -> Operations:
-    """Logits, their exponentials after the row maximum is taken off, and the log-sum-exps of the rows."""
+    """Logits, their exponentials after the row maximum is taken off, and the sums of the rows."""
     rows, _, d, _ = symbols_of(problem)
     pairs = visible_pairs(problem)
     return (
@@ -88,7 +88,6 @@ def softmax_weights(problem: AttentionProblem) -> Operations:
         + Operations(add=0 if problem.bias is None else pairs)
         + Operations(compare=pairs - rows, add=pairs, exp=pairs)
         + Operations(add=pairs - rows)  # row sums
-        + Operations(exp=rows, add=rows)  # maximum + log(sum)
     )
 
 

@@ -1,10 +1,10 @@
 """The NumPy path of exact attention: threads over tiles, buffers reused, no pass over a tile that can be spared.
 
-A tile of logits costs two matrix products and one exponential; everything else is avoided where that is safe. The
-row maximum is only needed against overflow: where |q||k| bounds the logits well inside the exponent range of the dtype
+A tile of logits costs two matrix products and one exponential; everything else is avoided where that is safe. The row
+maximum is only needed against overflow: where |q||k| bounds the logits well inside the exponent range of the dtype
 (Cauchy–Schwarz), exp(logits) is summed as it stands, which is as accurate as the shifted sum since a shift only moves
-the exponent. Otherwise the first product runs the online log-sum-exp, and later ones subtract the stored log-sum-exp.
-Denominators come from a column of ones appended to the right-hand sides.
+the exponent. Otherwise the first product runs the online log-sum-exp, and later ones subtract the row maximum that it
+found. Denominators come from a column of ones appended to the right-hand sides of the first product.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nla_llm.operators.softmax import SoftmaxAttention
 
     Matrix = NDArray[Any]
+    Normaliser = tuple[Matrix, Matrix]
 
 __all__ = ["stream_apply", "stream_transpose"]
 
@@ -39,63 +40,73 @@ class _Head:
     bias: Matrix | None
     bounded: bool
 
-    def logits(self, i: tuple[int, int], j: tuple[int, int], scaled_q: Matrix, out: Matrix) -> Matrix:
-        """Logits of rows ``i`` and keys ``j`` into ``out``, −∞ where causality, window or mask hide a key."""
-        s = np.matmul(scaled_q, self.k[slice(*j)].T, out=out[: i[1] - i[0], : j[1] - j[0]])
+    def logits(self, rows: slice, keys: slice, scaled_q: Matrix, buffer: Matrix) -> Matrix:
+        """Logits of a tile, −∞ where causality, window or mask hide a key."""
+        s = buffer[: rows.stop - rows.start, : keys.stop - keys.start]
+        np.matmul(scaled_q, self.k[keys].T, out=s)
         if self.bias is not None:
-            s += self.bias[slice(*i), slice(*j)]
-        keep = self.op.structure(*i, *j)
+            s += self.bias[rows, keys]
+        keep = self.op.structure(rows.start, rows.stop, keys.start, keys.stop)
         if keep is not None:
             np.copyto(s, -np.inf, where=~keep)
-        if self.mask is not None and not self.mask[slice(*j)].all():
-            s[:, ~self.mask[slice(*j)]] = -np.inf
+        if self.mask is not None and not self.mask[keys].all():
+            s[:, ~self.mask[keys]] = -np.inf
         return s
 
+    def weights(self, rows: slice, keys: slice, scaled_q: Matrix, shift: Matrix, buffer: Matrix) -> Matrix:
+        """exp(logits − shift) of a tile."""
+        s = self.logits(rows, keys, scaled_q, buffer)
+        if not self.bounded:
+            s -= shift[:, None]
+        return np.exp(s, out=s)
 
-def stream_apply(op: SoftmaxAttention, x: Matrix, log_sum: Matrix | None) -> tuple[Matrix, Matrix]:
-    """``P x`` and the log-sum-exps of the rows, which are only computed where they are not given."""
+
+def stream_apply(op: SoftmaxAttention, x: Matrix, normaliser: Normaliser | None) -> tuple[Matrix, Normaliser]:
+    """``P x`` and the shifts and sums of the rows, which are only computed where they are not given."""
     batch, n_q = np.broadcast_shapes(op.batch_shape, x.shape[:-2]), op.shape[-2]
     dtype = np.result_type(op.dtype, x.dtype)
     out = np.empty((*batch, n_q, x.shape[-1]), dtype)
-    sums = np.empty((*batch, n_q), dtype) if log_sum is None else np.broadcast_to(log_sum, (*batch, n_q))
+    first = normaliser is None  # otherwise the sums are known and need no column of their own
+    shift, total = [np.empty((*batch, n_q), op.dtype) for _ in range(2)] if first else _spread(normaliser, batch)
     heads = {index: _head(op, batch, index) for index in np.ndindex(batch)}
-    columns = _right_hand_sides(x, batch, dtype, append_ones=log_sum is None)
+    columns = _right_hand_sides(x, batch, dtype, append_ones=first)
 
     def tile(task: tuple[tuple[int, ...], int]) -> None:
         index, start = task
-        rows = (start, min(start + _ROWS, n_q))
-        target = out[index][slice(*rows)]
-        if log_sum is None:
-            y, lse = _first_product(heads[index], rows, columns[index])
-            target[...] = y
-            sums[index][slice(*rows)] = lse
+        part = slice(start, min(start + _ROWS, n_q))
+        if first:
+            y, shift[index][part], total[index][part] = _first_product(heads[index], part, columns[index])
         else:
-            target[...] = _later_product(heads[index], rows, columns[index], sums[index][slice(*rows)])
+            y = _later_product(heads[index], part, columns[index], shift[index][part])
+        out[index][part] = y / total[index][part, None]
 
     starts = range(0, n_q, _ROWS)
     parallel(tile, [(index, s) for s in reversed(starts) for index in np.ndindex(batch)])
-    if log_sum is None:
-        log_sum = sums[(0,) * (len(batch) - len(op.batch_shape))]
-    return out, log_sum
+    extra = (0,) * (len(batch) - len(op.batch_shape))  # further axes of x repeat the same rows
+    return out, (shift[extra], total[extra])
 
 
-def stream_transpose(op: SoftmaxAttention, y: Matrix, log_sum: Matrix) -> Matrix:
-    """``Pᵀ y`` from the log-sum-exps of the rows."""
-    n_q, n_k = op.shape[-2:]
+def stream_transpose(op: SoftmaxAttention, y: Matrix, normaliser: Normaliser) -> Matrix:
+    """``Pᵀ y`` from the shifts and sums of the rows."""
+    n_k = op.shape[-1]
     batch = np.broadcast_shapes(op.batch_shape, y.shape[:-2])
     dtype = np.result_type(op.dtype, y.dtype)
     out = np.empty((*batch, n_k, y.shape[-1]), dtype)
     heads = {index: _head(op, batch, index) for index in np.ndindex(batch)}
-    log_sum = np.broadcast_to(log_sum, (*batch, n_q))
-    columns = np.broadcast_to(y, (*batch, *y.shape[-2:]))
+    shift, total = _spread(normaliser, batch)
+    columns = y / total[..., None]
 
     def tile(task: tuple[tuple[int, ...], int]) -> None:
         index, start = task
-        keys = (start, min(start + _KEYS, n_k))
-        out[index][slice(*keys)] = _adjoint_product(heads[index], keys, columns[index], log_sum[index])
+        part = slice(start, min(start + _KEYS, n_k))
+        out[index][part] = _adjoint_product(heads[index], part, columns[index], shift[index])
 
     parallel(tile, [(index, s) for s in range(0, n_k, _KEYS) for index in np.ndindex(batch)])
     return out
+
+
+def _spread(normaliser: Normaliser | None, batch: tuple[int, ...]) -> list[Matrix]:
+    return [np.broadcast_to(a, (*batch, a.shape[-1])) for a in normaliser or ()]
 
 
 def _head(op: SoftmaxAttention, batch: tuple[int, ...], index: tuple[int, ...]) -> _Head:
@@ -122,58 +133,46 @@ def _right_hand_sides(x: Matrix, batch: tuple[int, ...], dtype: Any, *, append_o
     return np.broadcast_to(x, (*batch, *x.shape[-2:]))
 
 
-def _key_tiles(op: SoftmaxAttention, rows: tuple[int, int]) -> list[tuple[int, int]]:
-    first, last = op.visible_keys(*rows)
-    return [(s, min(s + _KEYS, last)) for s in range(first, last, _KEYS)]
+def _tiles(first: int, last: int, size: int) -> list[slice]:
+    return [slice(s, min(s + size, last)) for s in range(first, last, size)]
 
 
-def _first_product(head: _Head, rows: tuple[int, int], x: Matrix) -> tuple[Matrix, Matrix]:
-    """Rows of P x and their log-sum-exps; the last column of ``x`` holds ones."""
-    q = head.op.scale * head.q[slice(*rows)]
+def _first_product(head: _Head, rows: slice, x: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    """Rows of exp(logits − shift) x, the shifts and the sums; the last column of ``x`` holds ones."""
+    q = head.op.scale * head.q[rows]
     buffer = np.empty((_ROWS, _KEYS), q.dtype)
-    total = np.zeros((len(q), x.shape[1]), x.dtype)
+    y = np.zeros((len(q), x.shape[1]), x.dtype)
     top = np.zeros(len(q), q.dtype) if head.bounded else np.full(len(q), -np.inf, q.dtype)
-    for keys in _key_tiles(head.op, rows):
+    for keys in _tiles(*head.op.visible_keys(rows.start, rows.stop), _KEYS):
         s = head.logits(rows, keys, q, buffer)
         if not head.bounded:
             new_top = np.maximum(top, s.max(axis=1))
             shift = np.where(np.isfinite(new_top), new_top, 0)  # a row that has seen no visible key yet
             s -= shift[:, None]
-            total *= np.exp(top - shift)[:, None]
+            y *= np.exp(top - shift)[:, None]
             top = new_top
         np.exp(s, out=s)
-        total += s @ x[slice(*keys)]
-    return total[:, :-1] / total[:, -1:], top + np.log(total[:, -1])
+        y += s @ x[keys]
+    return y[:, :-1], top, y[:, -1]
 
 
-def _later_product(head: _Head, rows: tuple[int, int], x: Matrix, log_sum: Matrix) -> Matrix:
-    q = head.op.scale * head.q[slice(*rows)]
+def _later_product(head: _Head, rows: slice, x: Matrix, shift: Matrix) -> Matrix:
+    """Rows of exp(logits − shift) x."""
+    q = head.op.scale * head.q[rows]
     buffer = np.empty((_ROWS, _KEYS), q.dtype)
-    total = np.zeros((len(q), x.shape[1]), x.dtype)
-    for keys in _key_tiles(head.op, rows):
-        s = head.logits(rows, keys, q, buffer)
-        if not head.bounded:
-            s -= log_sum[:, None]
-        np.exp(s, out=s)
-        total += s @ x[slice(*keys)]
-    return total / np.exp(log_sum)[:, None] if head.bounded else total
+    y = np.zeros((len(q), x.shape[1]), x.dtype)
+    for keys in _tiles(*head.op.visible_keys(rows.start, rows.stop), _KEYS):
+        y += head.weights(rows, keys, q, shift, buffer) @ x[keys]
+    return y
 
 
-def _adjoint_product(head: _Head, keys: tuple[int, int], y: Matrix, log_sum: Matrix) -> Matrix:
+def _adjoint_product(head: _Head, keys: slice, y: Matrix, shift: Matrix) -> Matrix:
+    """Rows ``keys`` of exp(logits − shift)ᵀ y."""
     op = head.op
     buffer = np.empty((_ROWS, _KEYS), head.q.dtype)
-    total = np.zeros((keys[1] - keys[0], y.shape[1]), np.result_type(head.q.dtype, y.dtype))
-    for start in range(0, op.shape[-2], _ROWS):
-        rows = (start, min(start + _ROWS, op.shape[-2]))
-        first, last = op.visible_keys(*rows)
-        if last <= keys[0] or first >= keys[1]:
-            continue
-        s = head.logits(rows, keys, op.scale * head.q[slice(*rows)], buffer)
-        block = y[slice(*rows)]
-        if head.bounded:
-            block = block / np.exp(log_sum[slice(*rows)])[:, None]
-        else:
-            s -= log_sum[slice(*rows), None]
-        np.exp(s, out=s)
-        total += s.T @ block
-    return total
+    x = np.zeros((keys.stop - keys.start, y.shape[1]), np.result_type(head.q.dtype, y.dtype))
+    for rows in _tiles(0, op.shape[-2], _ROWS):
+        first, last = op.visible_keys(rows.start, rows.stop)
+        if first < keys.stop and keys.start < last:
+            x += head.weights(rows, keys, op.scale * head.q[rows], shift[rows], buffer).T @ y[rows]
+    return x

@@ -18,8 +18,8 @@ class SoftmaxAttention(Operator):
     """P = softmax(scale · q kᵀ + bias) over the visible keys, (..., n_q, n_k).
 
     Query i sees key j if ``key_mask[j]``, and j ≤ i where ``causal``, and |i − j| < window where a window is given.
-    Rows are computed in tiles with an online log-sum-exp (Milakov and Gimelshein 2018, arXiv 1805.02867); the
-    log-sum-exps of the rows are kept after the first product, and later products and the adjoint start from them.
+    Rows are computed in tiles with an online log-sum-exp (Milakov and Gimelshein 2018, arXiv 1805.02867); the shifts
+    and sums of the rows are kept after the first product, and later products and the adjoint start from them.
 
     Parameters
     ----------
@@ -58,51 +58,59 @@ class SoftmaxAttention(Operator):
         super().__init__(shape, xp.zeros((), dtype=xp.result_type(q.dtype, k.dtype), device=device_of(q)))
         self.q, self.k, self.scale = q, k, scale
         self.causal, self.window, self.key_mask, self.bias = causal, window, key_mask, bias
-        self._log_sum_exp: Array | None = None
+        self._normaliser: tuple[Array, Array] | None = None
 
     @property
     def log_sum_exp(self) -> Array:
         """log Σ_j exp(logit_ij) over the visible keys, (..., n_q)."""
-        if self._log_sum_exp is None:
+        shift, total = self.normaliser
+        return shift + self.xp.log(total)
+
+    @property
+    def normaliser(self) -> tuple[Array, Array]:
+        """Shift s_i and Σ_j exp(logit_ij − s_i), each (..., n_q): kept from the first product for all later ones."""
+        if self._normaliser is None:
             self.apply(self.xp.zeros((self.shape[-1], 1), dtype=self.dtype, device=device_of(self.q)))
-        return self._log_sum_exp
+        assert self._normaliser is not None  # noqa: S101 - for the type checker: the product has set it
+        return self._normaliser
 
     def apply(self, x: Array) -> Array:
         if is_numpy(self.q, self.k, x):
-            y, self._log_sum_exp = stream_apply(self, x, self._log_sum_exp)
+            y, self._normaliser = stream_apply(self, x, self._normaliser)
             return y
-        xp, known = self.xp, self._log_sum_exp
-        outputs, sums = [], []
+        xp, known = self.xp, self._normaliser
+        outputs, shifts, totals = [], [], []
         for start, stop in self._row_blocks():
             logits = self._logits(start, stop)
             first, last = self.visible_keys(start, stop)
-            block = x[..., first:last, :]
             if known is None:
-                weights, total, log_sum = _softmax_parts(logits)
-                outputs.append((weights @ block) / total)
-                sums.append(log_sum)
+                weights, shift, total = _softmax_parts(logits)
+                shifts.append(shift)
+                totals.append(total)
             else:
-                outputs.append(xp.exp(logits - known[..., start:stop, None]) @ block)
+                shift, total = (a[..., start:stop] for a in known)
+                weights = xp.exp(logits - shift[..., None])
+            outputs.append((weights @ x[..., first:last, :]) / total[..., None])
         if known is None:
-            self._log_sum_exp = xp.concat(sums, axis=-1)
+            self._normaliser = xp.concat(shifts, axis=-1), xp.concat(totals, axis=-1)
         return xp.concat(outputs, axis=-2)
 
     def apply_transpose(self, y: Array) -> Array:
-        log_sum = self.log_sum_exp
+        shift, total = self.normaliser
         if is_numpy(self.q, self.k, y):
-            return stream_transpose(self, y, log_sum)
+            return stream_transpose(self, y, (shift, total))
         xp, parts = self.xp, []
         for start, stop in self._row_blocks():
-            weights = xp.exp(self._logits(start, stop) - log_sum[..., start:stop, None])
-            part = xp.matrix_transpose(weights) @ y[..., start:stop, :]
+            weights = xp.exp(self._logits(start, stop) - shift[..., start:stop, None])
+            part = xp.matrix_transpose(weights) @ (y[..., start:stop, :] / total[..., start:stop, None])
             parts.append(self._pad_keys(part, *self.visible_keys(start, stop)))
         return sum(parts[1:], parts[0])
 
     def rows(self, start: int, stop: int) -> Array:
         stop = min(stop, self.shape[-2])
         xp = self.xp
-        weights, total, _ = _softmax_parts(self._logits(start, stop))
-        columns = self._pad_keys(xp.matrix_transpose(weights / total), *self.visible_keys(start, stop))
+        weights, _, total = _softmax_parts(self._logits(start, stop))
+        columns = self._pad_keys(xp.matrix_transpose(weights / total[..., None]), *self.visible_keys(start, stop))
         return xp.matrix_transpose(columns)
 
     def row_sums(self) -> Array:
@@ -169,12 +177,11 @@ class SoftmaxAttention(Operator):
 
 
 def _softmax_parts(logits: Array) -> tuple[Array, Array, Array]:
-    """exp(logits − row maximum), its row sums (..., 1), and the log-sum-exps of the rows."""
+    """exp(logits − row maximum), the row maxima, and the row sums."""
     xp = namespace(logits)
-    top = xp.max(logits, axis=-1, keepdims=True)
-    weights = xp.exp(logits - top)
-    total = xp.sum(weights, axis=-1, keepdims=True)
-    return weights, total, (top + xp.log(total))[..., 0]
+    top = xp.max(logits, axis=-1)
+    weights = xp.exp(logits - top[..., None])
+    return weights, top, xp.sum(weights, axis=-1)
 
 
 def _broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
