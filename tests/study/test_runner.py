@@ -276,6 +276,8 @@ def test_workers_with_other_sources_stop_the_run(toy, store_path, monkeypatch):
     monkeypatch.setattr(workers, "package_version", lambda: "of yesterday")
     with pytest.raises(RunError, match="was changed"):
         run(toy, store=store_path, **small(jobs=1))
+    with Store(store_path) as store:
+        assert [store.provenance(one)["interrupted"] for one in store.runs()] == [True]
 
 
 @pytest.mark.parametrize(
