@@ -118,8 +118,8 @@ def attention_perturbation_bound(logit_error: ArrayLike, value_norm: ArrayLike) 
 def softmax_rounding_bound(n: int, unit_roundoff: float, *, spread: float | None = None) -> float:
     """Relative error of every softmax entry in floating point with recursive summation, to first order in u.
 
-    Without a shift (n + 3) u (Blanchard, Higham and Higham 2021, IMA J. Numer. Anal. 41, eq. 3.6). After subtracting the
-    maximum (n + 2 + 2·spread) u, spread = max x − min x (derived; the printed constant is of the same form). The
+    Without a shift (n + 3) u (Blanchard, Higham and Higham 2021, IMA J. Numer. Anal. 41, eq. 3.6). After subtracting
+    the maximum (n + 2 + 2·spread) u, spread = max x − min x (derived; the printed constant is of the same form). The
     exponential is taken to have a relative error of at most u.
 
     Parameters

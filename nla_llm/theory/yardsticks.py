@@ -5,6 +5,7 @@ Everything is float64 NumPy.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,7 +86,7 @@ def eckart_young_theory(singular_values: ArrayLike, rank: int, shape: tuple[int,
         status="VE",
         source="Eckart and Young 1936; Mirsky 1960",
         shape=shape,
-        error_norm=lambda norm: eckart_young(s, rank, norm),
+        error_norm=partial(eckart_young, s, rank),
         assumptions=("exact arithmetic", "all singular values of the matrix are given"),
     )
 

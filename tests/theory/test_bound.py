@@ -1,5 +1,6 @@
 """The object in which a method states its promise."""
 
+import pickle
 import subprocess
 import sys
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 import nla_llm.theory
-from nla_llm.theory import Theory
+from nla_llm.theory import Theory, kernel_theory
+from nla_llm.theory.yardsticks import eckart_young_theory
 
 
 def promise(**fields):
@@ -57,6 +59,14 @@ def test_errors_in_norms():
 def test_bad_input(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_promises_travel_between_processes():
+    q = np.ones((2, 3))
+    sent = (kernel_theory(q, q, scale=1.0, features="positive", m=2), eckart_young_theory([2.0, 1.0], 1, (2, 2)))
+    features, best = pickle.loads(pickle.dumps(sent))  # noqa: S301 - our own bytes
+    np.testing.assert_array_equal(features.relative_variance(), sent[0].relative_variance())
+    assert best.error("nuclear") == 1
 
 
 def test_repr_is_one_line():
