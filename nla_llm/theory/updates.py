@@ -67,7 +67,7 @@ def hard_threshold(shape: tuple[int, int], *, noise: float | None = None, median
 
     Known noise of standard deviation σ per entry: λ*(β) σ √n; unknown: λ*(β)/√μ_β times the median singular value. β is
     the ratio of the smaller side to the larger, n, and λ*(β)² = 2(β + 1) + 8β/((β + 1) + √(β² + 14β + 1)); λ*(1) = 4/√3
-    (Gavish and Donoho 2014, arXiv 1305.5870, eq. 11 and section D).
+    (Gavish and Donoho 2014, arXiv 1305.5870).
 
     Parameters
     ----------
