@@ -100,15 +100,15 @@ def _run(check: Check, subject: Subject, expected: Mapping[str, str]) -> Result:
     """One check as a result; whatever the method raises is a failure with that sentence."""
 
     def result(status: Any, reason: str, figure: Any = None) -> Result:
-        numbers = () if figure is None else (figure.value, figure.tolerance)
-        return Result(check.name, check.law, status, *numbers, reason=reason)
+        value, tolerance = (None, None) if figure is None else (figure.value, figure.tolerance)
+        return Result(check.name, check.law, status, value, tolerance, reason)
 
     try:
         with np.errstate(all="ignore"):  # what overflows is judged by its result
             figure = check.run(subject)
     except Skip as skip:
         return result("skipped", str(skip))
-    except Exception as error:  # noqa: BLE001 - a failure of the method is a result
+    except Exception as error:  # a failure of the method is a result
         reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
         return _failed(check, result, reason, None, expected)
     if figure is not None and not figure.holds:

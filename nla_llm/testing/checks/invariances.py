@@ -30,7 +30,8 @@ def _permutation_equivariance(subject: Subject) -> Figure:
     subject.need("permutation_equivariant")
     problem = subject.problem(11, TOKENS)
     order = np.random.default_rng([subject.seed, 2]).permutation(problem.n_k)
-    shuffled = AttentionProblem(problem.q, problem.k[order], problem.v[order])
+    q, k, v = _parts(problem)
+    shuffled = AttentionProblem(q, k[order], v[order])
     before = _matrix(subject, problem)[:, order]
     return compare(_matrix(subject, shuffled), before, what="columns of the permuted keys")
 
@@ -40,12 +41,10 @@ def _causality(subject: Subject) -> Figure:
         raise Skip("the best matrix of its rank: a floor looks at all entries and is not triangular")
     problem = _accepted(subject, "causal", causal=True)
     before, n = _matrix(subject, problem), problem.n_k
-    figures = [
-        Figure(frobenius(np.triu(before, 1)) / frobenius(before), _rounding(before), "entries above the diagonal")
-    ]
-    for first, factor in ((n // 2, -1.0), (n - 1, 4.0), (n - 1, -50.0)):  # a larger last key moves a global maximum
-        k, v = problem.k.copy(), problem.v.copy()
-        k[first:] = (abs(factor) if subject.properties.partial else factor) * k[first:] + (factor == -1.0)
+    figures = [_share(np.triu(before, 1), before, "entries above the diagonal")]
+    for first, factor in ((3, 0.01), (n // 2, -2.0), (n - 1, 4.0), (n - 1, -50.0)):  # all of them move a global maximum
+        _, k, v = _parts(problem)
+        k[first:] *= abs(factor) if subject.properties.partial else factor
         v[first:] = JUNK
         after = subject(AttentionProblem(problem.q, k, v, causal=True))
         figures.append(
@@ -70,9 +69,7 @@ def _window(subject: Subject) -> Figure:
             continue
         dense = _matrix(subject, subject.problem(window=width, causal=causal))
         hidden = (np.abs(i - j) >= width) | (causal & (j > i))
-        figures.append(
-            Figure(frobenius(dense[hidden]) / frobenius(dense), _rounding(dense), "entries outside the window")
-        )
+        figures.append(_share(dense[hidden], dense, "entries outside the window"))
     return at_most(figures)
 
 
@@ -83,19 +80,19 @@ def _padding(subject: Subject) -> Figure:
         problem = _accepted(subject, "key_mask", key_mask=keep)
         before = subject(problem)
         dense = to_numpy(before.dense())
-        k, v = problem.k.copy(), problem.v.copy()
+        _, k, v = _parts(problem)
         k[~keep] = JUNK * np.sign(k[~keep])
         v[~keep] = -JUNK
         after = to_numpy(subject(AttentionProblem(problem.q, k, problem.v, key_mask=keep)).dense())
         figures += [
-            Figure(frobenius(dense[:, ~keep]) / frobenius(dense), _rounding(dense), "weight on hidden keys"),
+            _share(dense[:, ~keep], dense, "weight on hidden keys"),
             compare(after, dense, what="change when hidden keys change"),
             compare(
                 before @ v, dense[:, keep] @ v[keep], what="output when hidden values change", times_eps=1e4 * JUNK
             ),
         ]
         if subject.properties.deterministic:
-            removed = AttentionProblem(problem.q, problem.k[keep], problem.v[keep])
+            removed = AttentionProblem(problem.q, problem.k[keep])
             figures.append(compare(dense[:, keep], _matrix(subject, removed), what="hiding against removing keys"))
     return at_most(figures)
 
@@ -106,7 +103,7 @@ def _bias(subject: Subject) -> Figure:
     bias = np.where(np.random.default_rng([subject.seed, 3]).random((TOKENS, TOKENS)) < 0.3, -np.inf, 0.0)
     bias[:, 0] = 0.0
     dense = _matrix(subject, _accepted(subject, "bias", bias=bias))
-    return Figure(frobenius(dense[bias < 0]) / frobenius(dense), _rounding(dense), "entries where the bias is -inf")
+    return _share(dense[bias < 0], dense, "entries where the bias is -inf")
 
 
 def _refusals(subject: Subject) -> None:
@@ -132,19 +129,19 @@ def _refusals(subject: Subject) -> None:
 
 
 def _heads(subject: Subject) -> Figure:
-    """Changing head 1 must not change head 0, in any structure; without randomness head 0 alone must be the same too."""
+    """Changing head 1 must not change head 0; without randomness head 0 alone must be the same too."""
     figures = []
     for structure in ({}, {"causal": True}):
         if structure and "causal" not in subject.properties.supports:
             continue
         problem = subject.problem(batch=(2,), **structure)
         before = _matrix(subject, problem)[0]
-        q, k, v = problem.q.copy(), problem.k.copy(), problem.v.copy()
+        q, k, v = _parts(problem)
         q[1], k[1], v[1] = 3.0 * q[1], 5.0 * k[1] + 1.0, JUNK
         changed = _matrix(subject, AttentionProblem(q, k, v, **structure))[0]
         figures.append(compare(changed, before, what="change of head 0 when head 1 changes"))
         if subject.properties.deterministic:
-            alone = _matrix(subject, AttentionProblem(problem.q[0], problem.k[0], problem.v[0], **structure))
+            alone = _matrix(subject, AttentionProblem(problem.q[0], problem.k[0], **structure))
             figures.append(compare(alone, before, what="head 0 alone against head 0 in a batch"))
     return at_most(figures)
 
@@ -174,12 +171,19 @@ def _accepted(subject: Subject, name: str, **structure: Any) -> AttentionProblem
     return problem
 
 
+def _parts(problem: AttentionProblem) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Copies of queries, keys and values."""
+    q, k, v = (np.array(to_numpy(a)) for a in (problem.q, problem.k, problem.v))
+    return q, k, v
+
+
 def _matrix(subject: Subject, problem: AttentionProblem) -> NDArray[Any]:
     return to_numpy(subject(problem).dense())
 
 
-def _rounding(dense: NDArray[Any]) -> float:
-    return 1e2 * float(np.finfo(dense.dtype).eps)
+def _share(part: NDArray[Any], whole: NDArray[Any], what: str) -> Figure:
+    """Size of entries that must vanish, in comparison with the matrix."""
+    return Figure(frobenius(part) / max(frobenius(whole), 1e-300), 1e2 * float(np.finfo(whole.dtype).eps), what)
 
 
 INVARIANCES = (

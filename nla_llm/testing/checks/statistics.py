@@ -6,7 +6,7 @@ features are so heavy that no test of their mean from a few hundred draws means 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -39,7 +39,9 @@ class Observed(NamedTuple):
 def _unbiased(subject: Subject) -> Figure:
     subject.need("unbiased")
     ratios = observe(subject).ratios
-    return mean_is_one(ratios, what="largest deviation of a mean kernel ratio from one, in its tolerances")
+    return mean_is_one(
+        ratios, what="deviation of the mean of the kernel ratio from one, in units of what chance allows"
+    )
 
 
 def mean_is_one(ratios: NDArray[np.float64], *, what: str, one_sided: bool = False) -> Figure:
@@ -51,13 +53,16 @@ def mean_is_one(ratios: NDArray[np.float64], *, what: str, one_sided: bool = Fal
     standard_error = np.std(ratios, axis=0, ddof=1) / draws**0.5
     rounding = 1e4 * float(np.finfo(np.float64).eps)
     deviation = np.mean(ratios, axis=0) - 1
-    deviation = deviation if one_sided else np.abs(deviation)
-    worst = int(np.argmax(np.where(np.isnan(deviation), np.inf, deviation / (quantile * standard_error + rounding))))
-    note = f"{what} (mean {1 + deviation[worst]:.3g} in the worst of {columns} columns, {draws} draws, level {FALSE_ALARM:g})"
-    return Figure(float(deviation[worst] / (quantile * standard_error[worst] + rounding)), 1.0, note)
+    units = (deviation if one_sided else np.abs(deviation)) / (quantile * standard_error + rounding)
+    worst = int(np.argmax(np.where(np.isnan(units), np.inf, units)))
+    mean = (
+        f"mean {1 + deviation[worst]:.3g}" if columns == 1 else f"worst of {columns} means {1 + deviation[worst]:.3g}"
+    )
+    note = f"{what} ({mean}, {draws} draws, level {FALSE_ALARM:g})"
+    return Figure(float(units[worst]), 1.0, note)
 
 
-@cache
+@lru_cache(maxsize=1)  # two checks of one method look at the same draws
 def observe(subject: Subject) -> Observed:
     """Many draws of the kernel, on tokens that come in pairs x, −x so that a recentring of the keys changes nothing."""
     problem = _antipodal(subject)
@@ -110,7 +115,7 @@ def _theory(subject: Subject) -> Figure:
         return _variance_promised(subject, problem)
     if "mean" in promise.covers:
         ratios = observe(subject).ratios / promise.mean()[observe(subject).pairs]
-        return mean_is_one(ratios, what="deviation of the mean from the promised one, in its tolerances")
+        return mean_is_one(ratios, what="deviation of the mean from the promised one, in units of what chance allows")
     return _error_promised(subject, subject.problem(23, 23))
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nla_llm.backend import namespace, to_numpy
-from nla_llm.methods import describe
+from nla_llm.backend import from_numpy, namespace, to_numpy
 from nla_llm.operators import Operator
 from nla_llm.problems import AttentionProblem, UpdateProblem
-from nla_llm.testing.subject import Check, Figure, Skip, Subject, at_most, compare, frobenius
+from nla_llm.testing.subject import Check, Figure, Skip, Subject, at_most, compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,9 @@ def _returns_operator(subject: Subject) -> None:
     for problem in subject.problems():
         op = subject(problem)
         if not isinstance(op, Operator):
-            raise AssertionError(f"got {type(op).__name__}; return one of nla_llm.operators, Dense(matrix) at least")
+            raise AssertionError(  # noqa: TRY004 - a broken law, not a wrong argument
+                f"got {type(op).__name__}; return one of nla_llm.operators, Dense(matrix) at least"
+            )
 
 
 def _shapes_and_dtypes(subject: Subject) -> None:
@@ -46,7 +48,7 @@ def _shapes_and_dtypes(subject: Subject) -> None:
 
 
 def _operator_laws(subject: Subject) -> Figure:
-    figures = []
+    figures: list[Figure] = []
     for problem in subject.problems():
         op = subject(problem)
         n_q, n_k = op.shape[-2:]
@@ -73,7 +75,8 @@ def _precision(subject: Subject) -> Figure:
     for problem in subject.problems():
         coarse = problem.astype(problem.xp.float32)
         same = coarse.astype(problem.xp.float64)  # the same numbers, so that only the arithmetic differs
-        figures.append(compare(subject(coarse).dense(), subject(same).dense(), what="float32 against float64"))
+        fine = subject(same).dense()
+        figures.append(compare(subject(coarse).dense(), fine, dtype=np.float32, what="float32 against float64"))
     return at_most(figures)
 
 
@@ -219,14 +222,15 @@ def _nonnegative(subject: Subject) -> Figure:
 def _sharp_logits(subject: Subject) -> None:
     problem = subject.problem()
     q, k = problem.q, problem.k
-    largest = float(np.max(np.abs(problem.scale * q @ k.T)))
-    for factor in (50.0 / largest, -50.0 / largest):
-        root = abs(factor) ** 0.5
-        sharp = AttentionProblem(root * q, np.sign(factor) * root * k)
-        if subject.properties.partial and factor < 0:
-            continue  # the sign of the keys is what such a method may refuse
+    root = (50.0 / float(np.std(problem.scale * q @ k.T))) ** 0.5
+    signs = (1.0,) if subject.properties.partial else (1.0, -1.0)  # the sign is what a partial method may refuse
+    for sign, dtype in product(signs, (np.float64, np.float32)):
+        sharp = AttentionProblem((root * q).astype(dtype), (sign * root * k).astype(dtype))
         if not np.all(np.isfinite(to_numpy(subject(sharp).dense()))):
-            raise AssertionError("NaN or infinite entries at logits of size 50: subtract a maximum or carry logarithms")
+            name = np.dtype(dtype).name
+            raise AssertionError(
+                f"NaN or infinite entries in {name}: subtract a maximum, or carry logarithms of scales"
+            )
 
 
 def _single_token(subject: Subject) -> Figure:
@@ -244,8 +248,6 @@ def _single_token(subject: Subject) -> Figure:
 
 def _vectors(subject: Subject, op: Operator, n: int, *, stream: int = 0) -> Any:
     """Two columns for ``op`` or its adjoint, in its library and dtype."""
-    from nla_llm.backend import from_numpy  # noqa: PLC0415
-
     drawn = np.random.default_rng([subject.seed, 1, stream]).standard_normal((n, 2))
     return from_numpy(drawn, like=op.like, dtype=op.dtype)
 
@@ -264,7 +266,11 @@ OPERATOR = Check("returns_operator", "A method returns an Operator.", _returns_o
 
 UNIVERSAL = (
     OPERATOR,
-    Check("shapes_and_dtypes", "Shape of the exact operator; floating and at least as precise as the input.", _shapes_and_dtypes),
+    Check(
+        "shapes_and_dtypes",
+        "The shape of the exact operator, in the precision of the input or more.",
+        _shapes_and_dtypes,
+    ),
     Check("operator_laws", "Linear; adjoint, rows, row sums and dense form are those of one matrix.", _operator_laws),
     Check("finite", "No entry is NaN or infinite.", _finite),
     Check("precision", "float32 gives the float64 answer to float32 accuracy.", _precision),
@@ -277,11 +283,11 @@ UNIVERSAL = (
     Check("budget_is_checked", "A budget below one is refused with a sentence.", _budget_is_checked),
     Check("array_api", "Another array library gives the same answer.", _array_api),
     Check("empty_refused", "An empty input is refused with a ValueError that says so.", _empty),
-)  # fmt: skip
+)
 
 ATTENTION_ONLY = (
     Check("row_sums", "Rows sum to one.", _row_sums),
     Check("nonnegative", "No entry is negative.", _nonnegative),
-    Check("sharp_logits", "Logits of size 50 do not give NaN.", _sharp_logits),
+    Check("sharp_logits", "Logits with a standard deviation of 50 do not give NaN.", _sharp_logits),
     Check("single_token", "One token attends to itself.", _single_token),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def _independent_batch(subject: Subject) -> Figure:
     if subject.properties.deterministic:
         alone = to_numpy(subject(UpdateProblem(problem.delta[0])).dense())
         figures.append(compare(alone, before, what="entry 0 alone against entry 0 in a batch"))
-    return at_most([_or_zero(f) for f in figures])
+    return at_most(figures)
 
 
 def _rank(subject: Subject) -> Figure:
@@ -59,7 +60,7 @@ def _converges(subject: Subject) -> Figure:
     problem = subject.update()
     full = min(problem.d_out, problem.d_in)
     errors = [_relative_error(subject, problem, rank) for rank in (1, full // 4, full // 2, full)]
-    if any(later > (1 + 1e-9) * earlier for earlier, later in zip(errors, errors[1:], strict=False)):
+    if any(later > (1 + 1e-9) * earlier for earlier, later in pairwise(errors)):
         raise AssertionError(f"the error rises with the budget: {', '.join(f'{e:.3g}' for e in errors)}")
     return Figure(errors[-1], 1e4 * float(np.finfo(np.float64).eps), "relative error at full rank")
 
@@ -87,10 +88,6 @@ def _relative_error(subject: Subject, problem: UpdateProblem, rank: int) -> floa
 
 def _singular_values(op: Any) -> NDArray[np.float64]:
     return np.linalg.svd(to_numpy(op.dense()).astype(np.float64), compute_uv=False)
-
-
-def _or_zero(figure: Figure) -> Figure:
-    return figure
 
 
 UPDATES = (

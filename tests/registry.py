@@ -1,0 +1,48 @@
+"""One row for each registered method: a new row inherits the whole test grid.
+
+A name that is registered without a row fails ``tests/testing/test_conformance.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nla_llm.methods import method
+
+
+@dataclass(frozen=True)
+class Row:
+    """A registered name, options that make a small instance, and the checks that are known to fail with the reason."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    expected_failures: dict[str, str] = field(default_factory=dict)
+
+    def make(self) -> Any:
+        return method(self.name, **self.options)
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items())])
+
+
+ROWS = (
+    # yardsticks
+    Row("uniform"),
+    Row("random_keys", {"m": 8}),
+    Row("optimal_rank", {"m": 8}),
+    # kernels
+    Row("elu_features"),
+    Row("relu_features"),
+    # random features
+    Row("positive_features", {"m": 16}),
+    Row("positive_features", {"m": 16, "orthogonal": True}),
+    Row("positive_features", {"m": 16, "recentre": True}),
+    Row("hyperbolic_features", {"m": 16}),
+    Row("hyperbolic_features", {"m": 16, "orthogonal": True}),
+    Row("trigonometric_features", {"m": 16}),
+    Row("trigonometric_features", {"m": 16, "orthogonal": True}),
+    # updates
+    Row("truncated_svd", {"rank": 4}),
+    Row("zero_update"),
+)
