@@ -78,8 +78,8 @@ def visible_pairs(problem: AttentionProblem) -> sympy.Expr:
 def values(problem: Any, method: Any = None) -> dict[sympy.Symbol, int]:
     """Values of the symbols for a problem and, if given, the hyper-parameters of a method.
 
-    The symbol of a hyper-parameter has the name of its field, but r for ``rank`` and c for ``chunk``, which may also be an
-    attribute of the class. Masks are those of the first entry of the batch axes, since costs are per head.
+    The symbol of a hyper-parameter has the name of its field, but r for ``rank`` and c for ``chunk``, which may also be
+    an attribute of the class. Masks are those of the first entry of the batch axes, since costs are per head.
 
     Examples
     --------
