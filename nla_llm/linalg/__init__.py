@@ -4,9 +4,10 @@ from nla_llm.linalg.basis import extend_basis, gaussian, orthonormalise, widen
 from nla_llm.linalg.directions import haar_orthogonal, orthogonal_directions
 from nla_llm.linalg.factors import SVD, factored_svd, low_rank_factors
 from nla_llm.linalg.krylov import BlockKrylov, apply_widened
-from nla_llm.linalg.svd import is_small, range_finder, singular_values, truncated_svd
+from nla_llm.linalg.svd import SMALL_ENTRIES, is_small, range_finder, singular_values, truncated_svd
 
 __all__ = [
+    "SMALL_ENTRIES",
     "SVD",
     "BlockKrylov",
     "apply_widened",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
 
-__all__ = ["is_small", "range_finder", "singular_values", "truncated_svd"]
+__all__ = ["SMALL_ENTRIES", "is_small", "range_finder", "singular_values", "truncated_svd"]
 
 SMALL_ORDER = 512  # dense SVD up to this smaller dimension: under 0.1 s on one core
 SMALL_ENTRIES = 2**24  # and up to this many entries, batch axes included: 128 MB in float64

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nla_llm.backend import Array, eps, namespace, to_numpy
-from nla_llm.linalg import apply_widened, is_small, low_rank_factors, singular_values, widen
+from nla_llm.linalg import SMALL_ENTRIES, apply_widened, is_small, low_rank_factors, singular_values, widen
 from nla_llm.measures.estimate import Estimate
 from nla_llm.measures.norms import frobenius_norm
 from nla_llm.measures.spectral import spectral_norm
@@ -29,8 +29,6 @@ __all__ = [
     "normaliser_condition",
     "softmax_condition",
 ]
-
-_DENSE_ENTRIES = 1 << 24  # singular values down to the smallest have no matrix-free shortcut: 4096 × 4096 and no more
 
 
 def condition_number(
@@ -63,7 +61,7 @@ def condition_number(
     r = order if rank is None else rank
     if not 1 <= r <= order:
         raise ValueError(f"rank must be between 1 and {order} for {op!r}, got {rank}")
-    if is_small(op) or math.prod(op.shape) <= _DENSE_ENTRIES:
+    if is_small(op) or math.prod(op.shape) <= SMALL_ENTRIES:
         return _ratio_of_extremes(singular_values(op)[..., :r], rounding(op), f"σ_1/σ_{r} from the singular values")
     top = spectral_norm(op, rtol, rng)
     columns = op.xp.eye(op.shape[-1], 1, dtype=op.dtype)

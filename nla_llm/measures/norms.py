@@ -9,6 +9,7 @@ import numpy as np
 
 from nla_llm.backend import generator, to_numpy
 from nla_llm.linalg import (
+    SMALL_ENTRIES,
     BlockKrylov,
     apply_widened,
     gaussian,
@@ -31,6 +32,7 @@ __all__ = ["frobenius_norm", "inf_norm", "max_norm", "nuclear_norm", "one_norm",
 _AFFORDABLE_ENTRIES = 1 << 30  # a pass over so many entries of exact attention takes about half a minute on one core
 _PROBES = 64  # columns of one random block
 _DEFLATED = 32  # directions that are measured exactly before the rest is sampled
+_DENSE_ORDER = 2048  # all singular values cost seconds there, and a bracket of the nuclear norm is a poor substitute
 _NUCLEAR_COLUMNS = 128  # dimension of the Krylov space behind a nuclear norm that is only bracketed
 
 Method = Literal["auto", "exact", "stochastic"]
@@ -143,9 +145,9 @@ def _chernoff_quantiles(probes: int, failure: float) -> tuple[float, float]:
 def nuclear_norm(op: Operator, rng: int | np.random.Generator = 0) -> Estimate:
     """Sum of the singular values.
 
-    Exact where the operator is small or a low-rank product. Else a certain bracket from a Krylov basis V of 128
-    columns and the exact Frobenius norm: ‖AV‖_* <= ‖A‖_* <= ‖AV‖_* + √(r − |V|) ‖A(I − VVᵀ)‖_F with
-    r = min(n_q, n_k). It is tight where the spectrum decays, and wide where it does not.
+    Exact where the smaller dimension is at most 2048 or the operator a low-rank product. Else a certain bracket from a
+    Krylov basis V of 128 columns and the exact Frobenius norm: ‖AV‖_* <= ‖A‖_* <= ‖AV‖_* + √(r − |V|) ‖A(I − VVᵀ)‖_F
+    with r = min(n_q, n_k). It is tight where the spectrum decays, and wide where it does not.
 
     Parameters
     ----------
@@ -158,7 +160,8 @@ def nuclear_norm(op: Operator, rng: int | np.random.Generator = 0) -> Estimate:
     >>> float(nuclear_norm(Dense(np.diag([3.0, 1.0]))).value)
     4.0
     """
-    if is_small(op):
+    dense = min(op.shape[-2:]) <= _DENSE_ORDER and math.prod(op.shape) <= SMALL_ENTRIES
+    if dense or is_small(op):
         return Estimate.exact(singular_values(op).sum(axis=-1), "dense SVD", rounding=rounding(op))
     if op.shape[-1] > op.shape[-2]:
         op = op.T

@@ -127,6 +127,7 @@ class _Search:
         self.slack = rounding(op)
         self.lower: NDArray[Any] = np.zeros(op.batch_shape)
         self.bounds: dict[str, NDArray[Any]] = {}  # certain upper bounds by name
+        self._next_look = 2
         self.frobenius: Any = None  # ‖A‖_F once a pass has been made
         if math.prod(op.shape) <= _CHEAP_ENTRIES:
             self._pass_over_entries()
@@ -150,7 +151,8 @@ class _Search:
         """Tighten the certain bounds; whether they are close enough everywhere."""
         if self.space.rider is not None:
             self._collatz_wielandt()
-        if last or self.space.steps % 2 == 0:
+        if last or self.space.steps >= self._next_look:
+            self._next_look = self.space.steps + max(1, self.space.steps // 3)  # the eigenvalues are not for nothing
             self._ritz_bounds(rtol, last=last)
         return bool(np.all(self.upper <= (1.0 + rtol) * self.lower))
 
@@ -196,16 +198,15 @@ class _Search:
     def _ritz_bounds(self, rtol: float, *, last: bool) -> None:
         if last and self.frobenius is None:
             return  # the coupling would cost a product and the pass another, for a bound that has failed so far
-        self._raise_lower()
-        squares, vectors = self.space.ritz()
-        top, seen = squares[..., 0], squares.sum(axis=-1)
-        coupling = self.space.coupling()
-        link = np.linalg.norm(coupling @ vectors[..., -coupling.shape[-1] :, :], ord=2, axis=(-2, -1))
+        gram = to_numpy(self.space.gram)
+        top, seen = np.linalg.eigvalsh(gram)[..., -1], np.trace(gram, axis1=-2, axis2=-1)
+        link = np.linalg.norm(self.space.coupling(), ord=2, axis=(-2, -1))
         if self.frobenius is None:
             hoped = _two_by_two(top, link, np.maximum(self._guessed_square() - seen, 0.0))
-            if not np.all(np.minimum(np.sqrt(hoped), self.upper) <= (1.0 + rtol) * self.lower):
+            if not np.all(np.minimum(np.sqrt(hoped), self.upper) <= (1.0 + rtol) * np.sqrt(np.maximum(top, 0.0))):
                 return
             self._know_frobenius(frobenius_by_rows(self.op))
+        self._raise_lower()
         unseen = np.maximum(np.square(self.frobenius) * (1.0 + 2.0 * self.slack) - seen, 0.0)
         self._lower_upper(np.sqrt(_two_by_two(top, link, unseen)), "what the Krylov space leaves of the Frobenius norm")
 

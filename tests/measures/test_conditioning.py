@@ -48,7 +48,7 @@ def test_a_low_rank_product_is_judged_on_its_range(xp):
 
 
 def test_a_large_matrix_is_only_bounded_from_below(monkeypatch):
-    monkeypatch.setattr("nla_llm.measures.conditioning._DENSE_ENTRIES", 0)
+    monkeypatch.setattr("nla_llm.measures.conditioning.SMALL_ENTRIES", 0)
     values = np.geomspace(1, 1e-3, 520)
     matrix = (haar_orthogonal(520, 0) * values) @ haar_orthogonal(520, 1)
     estimate = condition_number(Dense(matrix))
