@@ -78,7 +78,7 @@ class BlockKrylov:
         Raises
         ------
         ValueError
-            If the space is complete.
+            If the space is complete, or a product is not finite.
         """
         if self.complete:
             raise ValueError(f"the Krylov space already is all of R^{self.size}; check `complete` before advance()")
@@ -131,12 +131,15 @@ class BlockKrylov:
 
     def _append(self) -> None:
         xp = namespace(self._new)
+        corner = xp.matrix_transpose(self._new_image) @ self._new_image
+        if not bool(xp.all(xp.isfinite(corner))):
+            raise ValueError(
+                f"a product with {self.op!r} is not finite: the operator holds NaN or infinity, or overflows"
+            )
         if self.basis is None:
-            self.basis, self.image = self._new, self._new_image
-            self.gram = xp.matrix_transpose(self.image) @ self.image
+            self.basis, self.image, self.gram = self._new, self._new_image, corner
             return
         cross = xp.matrix_transpose(self.image) @ self._new_image
-        corner = xp.matrix_transpose(self._new_image) @ self._new_image
         top = xp.concat([self.gram, cross], axis=-1)
         bottom = xp.concat([xp.matrix_transpose(cross), corner], axis=-1)
         self.gram = xp.concat([top, bottom], axis=-2)

@@ -36,6 +36,11 @@ def singular_values(op: Operator) -> NDArray[Any]:
 
     From its factors where it is a low-rank product in disguise (as many values as columns then), else dense.
 
+    Raises
+    ------
+    ValueError
+        If an entry is not finite.
+
     Examples
     --------
     >>> from nla_llm.operators import Dense
@@ -45,7 +50,14 @@ def singular_values(op: Operator) -> NDArray[Any]:
     factors = low_rank_factors(op)
     if factors is not None:
         return _batched(to_numpy(factored_svd(*factors).values), op)
-    return to_numpy(op.xp.linalg.svdvals(widen(op.dense())))
+    return to_numpy(op.xp.linalg.svdvals(_finite_dense(op)))
+
+
+def _finite_dense(op: Operator) -> Array:
+    matrix = widen(op.dense())
+    if not bool(op.xp.all(op.xp.isfinite(matrix))):
+        raise ValueError(f"{op!r} has entries that are not finite, so it has no singular values")
+    return matrix
 
 
 def _batched(values: NDArray[Any], op: Operator) -> NDArray[Any]:
@@ -178,7 +190,7 @@ def _rayleigh_ritz(space: BlockKrylov, rank: int) -> SVD:
 
 def _dense_svd(op: Operator, rank: int) -> SVD:
     xp = op.xp
-    u, s, vt = xp.linalg.svd(widen(op.dense()), full_matrices=False)
+    u, s, vt = xp.linalg.svd(_finite_dense(op), full_matrices=False)
     return _leading(SVD(u, s, xp.matrix_transpose(vt)), rank)
 
 

@@ -34,7 +34,7 @@ def rounding(op: Operator) -> float:
     """Relative rounding error allowed for a norm of ``op`` as computed: 4 √n eps.
 
     √n rather than n: rounding errors behave as independent ones (Higham and Mary 2019, SIAM J. Sci. Comput. 41). The
-    constant 4 is empirical: ten times the largest error seen in the tests.
+    constant 4 is empirical: eight times the largest error seen in float64 sums of squares up to n = 900.
     """
     return 4.0 * math.sqrt(max(op.shape[-2:])) * eps(op)
 
