@@ -12,7 +12,7 @@ from .methods import Method as Method
 from .methods import Properties as Properties
 from .methods import Unsupported as Unsupported
 from .methods import method as method
-from .methods import methods as methods
+from . import methods as methods
 from .methods import register as register
 from .problems import AttentionProblem as AttentionProblem
 from .problems import UpdateProblem as UpdateProblem

@@ -29,6 +29,7 @@ __all__ = [
     "generator",
     "is_array",
     "is_numpy",
+    "is_real_floating",
     "matmul_where",
     "namespace",
     "parallel",
@@ -60,6 +61,13 @@ def is_array(x: object) -> bool:
 def is_numpy(*arrays: Array) -> bool:
     """Tell whether every argument is a plain NumPy array."""
     return all(type(x) is np.ndarray for x in arrays)
+
+
+def is_real_floating(x: Array) -> bool:
+    """Tell whether the entries of ``x`` are real floating numbers, narrow formats such as bfloat16 included."""
+    if str(x.dtype).removeprefix("torch.").startswith(("bfloat16", "float")):  # NumPy's isdtype knows no bfloat16
+        return True
+    return bool(namespace(x).isdtype(x.dtype, "real floating"))
 
 
 def to_numpy(x: Array) -> NDArray[Any]:
@@ -128,7 +136,12 @@ def matmul_where(a: Array, b: Array, keep: Array, fill: float = 0.0) -> Array:
 
 
 def thread_count() -> int:
-    """Cores that this process may use."""
+    """Threads to compute with: the cores that this process may use, fewer where ``OMP_NUM_THREADS`` says so."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(_cores(), int(wanted)) if wanted.isdigit() and int(wanted) > 0 else _cores()
+
+
+def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 D, M = 64, 256
 COUNTED = (64, 100, 256, 1000)  # lengths at which operations are counted; 100 and 1000 do not divide into chunks
-TIMED = {"small": (256, 512, 1024), "default": (256, 512, 1024, 2048, 4096, 8192), "full": tuple(2**i for i in range(8, 16))}
+TIMED = {
+    "small": (256, 512, 1024),
+    "default": (256, 512, 1024, 2048, 4096, 8192),
+    "full": tuple(2**i for i in range(8, 16)),
+}
 REPEATS = 9  # the smallest and largest of nine times enclose the median with 99.6 %
 METHODS = {
     "exact": {},
@@ -100,7 +104,9 @@ def draw_panels(fig: Canvas, data: pd.DataFrame) -> None:
             key = {"kind": name} if draw is style.yardstick else {"family": name}
             draw(ax, curve["n"], curve["value"], curve["lower"], curve["upper"], label=label(name), **key)
             if curve["theory"].notna().any():
-                style.theory_line(ax, curve["n"], curve["theory"], family=None if name == "exact" else name, label="formula")
+                style.theory_line(
+                    ax, curve["n"], curve["theory"], family=None if name == "exact" else name, label="formula"
+                )
         style.log_axes(ax, x=2)
         style.label(ax, "tokens n", unit if ax is axes[0] else "", "causal" if causal else "no mask")
 
@@ -109,19 +115,44 @@ def figures(records: pd.DataFrame) -> list[Figure]:
     """Operations and times against length."""
     ok = records[records["status"] == "ok"]
     counted = ok[ok["what"] == "count"].sort_values("n", kind="stable")
-    counted = counted.assign(value=counted["counted"], lower=counted["counted"], upper=counted["counted"],
-                             theory=counted["operations"], unit="operations of one head")  # fmt: skip
+    counted = counted.assign(
+        value=counted["counted"],
+        lower=counted["counted"],
+        upper=counted["counted"],
+        theory=counted["operations"],
+        unit="operations of one head",
+    )
     timed = ok[ok["what"] == "time"].sort_values("n", kind="stable")
-    timed = timed.assign(value=timed["seconds_used"], lower=timed["seconds_used_lower"], upper=timed["seconds_used_upper"],
-                         theory=np.nan, unit="seconds for one head")  # fmt: skip
+    timed = timed.assign(
+        value=timed["seconds_used"],
+        lower=timed["seconds_used_lower"],
+        upper=timed["seconds_used_upper"],
+        theory=np.nan,
+        unit="seconds for one head",
+    )
     columns = ["method", "causal", "n", "value", "lower", "upper", "theory", "unit"]
     return [
-        Figure("time", f"Time of making the operator and applying it to v, one head, d = {D}, float32: median of {REPEATS} runs, bands from the smallest "
-               "to the largest. The formulas say where the curves must cross in the end; at short lengths overheads decide.",
-               draw_panels, timed[columns], size=(6.5, 3.7), panels=(1, 2)),
-        Figure("operations", "Operations of the code, counted (markers), and by formula (dashed). They agree as whole numbers, so the bars have no length.",
-               draw_panels, counted[columns], size=(6.5, 3.7), panels=(1, 2)),
-    ]  # fmt: skip
+        Figure(
+            "time",
+            f"Time of making the operator and applying it to v, one head, d = {D}, float32: median of "
+            f"{REPEATS} runs, bands from the smallest "
+            "to the largest. The formulas say where the curves must cross in the end; at short "
+            "lengths overheads decide.",
+            draw_panels,
+            timed[columns],
+            size=(6.5, 3.7),
+            panels=(1, 2),
+        ),
+        Figure(
+            "operations",
+            "Operations of the code, counted (markers), and by formula (dashed). They agree as whole "
+            "numbers, so the bars have no length.",
+            draw_panels,
+            counted[columns],
+            size=(6.5, 3.7),
+            panels=(1, 2),
+        ),
+    ]
 
 
 def tables(records: pd.DataFrame) -> list[Table]:
@@ -137,17 +168,32 @@ def tables(records: pd.DataFrame) -> list[Table]:
             formulas.append({"method": label(name), "mask": mask, "multiply-adds, as operations": cost.matmuls()})
             if name == "exact":
                 continue
-            crossings.append({
-                "method": label(name), "mask": mask,
-                "n*, multiply-adds": sympy.nsimplify(costs.crossover(exact, cost, "n", matmuls=True, c=64)) if name != "uniform" else "always",
-                f"n*, all operations (d = {D})": crossing_value(exact, cost, name),
-                "n*, measured time": measured_crossing(timed[timed["causal"] == causal], name),
-            })  # fmt: skip
+            crossings.append(
+                {
+                    "method": label(name),
+                    "mask": mask,
+                    "n*, multiply-adds": sympy.nsimplify(costs.crossover(exact, cost, "n", matmuls=True, c=64))
+                    if name != "uniform"
+                    else "always",
+                    f"n*, all operations (d = {D})": crossing_value(exact, cost, name),
+                    "n*, measured time": measured_crossing(timed[timed["causal"] == causal], name),
+                }
+            )
     return [
-        Table("crossovers", f"Length n* beyond which a method is cheaper than exact attention, with d_v = d: by multiply-adds in closed form, by all operations at "
-              f"d = {D} and the m named, and by the clock (between which measured lengths the medians cross).", pd.DataFrame(crossings)),
-        Table("formulas", "Multiply-adds of one head, two operations each, with d_v = d and chunks of c rows.", pd.DataFrame(formulas)),
-    ]  # fmt: skip
+        Table(
+            "crossovers",
+            "Length n* beyond which a method is cheaper than exact attention, with d_v = d: by "
+            "multiply-adds in closed form, by all operations at "
+            f"d = {D} and the m named, and by the clock (between which measured lengths the medians "
+            "cross).",
+            pd.DataFrame(crossings),
+        ),
+        Table(
+            "formulas",
+            "Multiply-adds of one head, two operations each, with d_v = d and chunks of c rows.",
+            pd.DataFrame(formulas),
+        ),
+    ]
 
 
 def crossing_value(exact: costs.Cost, cost: costs.Cost, name: str) -> str:
@@ -184,14 +230,29 @@ def claims(records: pd.DataFrame) -> list[Claim]:
         "positive_features": (2 * costs.m + costs.m / (2 * costs.d), "n > 2m + m/(2d)"),
     }
     found = [
-        Claim.decide("The cost formula of every method equals the count of what its code does, class by class, as whole numbers",
-                     equal, equal, 1.0, ">=", number=f"{int(counted['equal'].astype(bool).sum())} of {len(counted)} counts equal"),
-    ]  # fmt: skip
+        Claim.decide(
+            "The cost formula of every method equals the count of what its code does, class by class, as whole numbers",
+            equal,
+            equal,
+            1.0,
+            ">=",
+            number=f"{int(counted['equal'].astype(bool).sum())} of {len(counted)} counts equal",
+        ),
+    ]
     for name, (expected, text) in closed.items():
         star = costs.crossover(exact, formula(name, p).subs(d_v="d"), "n", matmuls=True)
         same = float(sympy.simplify(star - expected) == 0)
-        found.append(Claim.decide(f"By multiply-adds, {label(name).split(',')[0]} attention without a mask is cheaper than exact attention for {text}",
-                                  same, same, 1.0, ">=", number=f"n* = {star}"))  # fmt: skip
+        found.append(
+            Claim.decide(
+                f"By multiply-adds, {label(name).split(',')[0]} attention without a mask is cheaper than "
+                f"exact attention for {text}",
+                same,
+                same,
+                1.0,
+                ">=",
+                number=f"n* = {star}",
+            )
+        )
     found += [
         exponent_claim(timed, "exact", "The time of exact attention grows faster than n^1.5", ">"),
         exponent_claim(timed, "elu_features", "The time of elu + 1 attention grows more slowly than n^1.5", "<"),
@@ -206,7 +267,8 @@ def exponent_claim(timed: pd.DataFrame, name: str, sentence: str, sense: Any) ->
     first = curve[curve["n"] <= last["n"] / 8].iloc[-1] if (curve["n"] <= last["n"] / 8).any() else curve.iloc[0]
     ratio = np.log(last["n"] / first["n"])
     ends = [
-        np.log(last[f"seconds_used_{a}"] / first[f"seconds_used_{b}"]) / ratio for a, b in (("lower", "upper"), ("upper", "lower"))
+        np.log(last[f"seconds_used_{a}"] / first[f"seconds_used_{b}"]) / ratio
+        for a, b in (("lower", "upper"), ("upper", "lower"))
     ]
     number = f"exponent {ends[0]:.2f} to {ends[1]:.2f} between n = {first['n']} and {last['n']}, without a mask"
     return Claim.decide(f"{sentence} (without a mask)", float(ends[0]), float(ends[1]), 1.5, sense, number=number)
@@ -215,10 +277,13 @@ def exponent_claim(timed: pd.DataFrame, name: str, sentence: str, sense: Any) ->
 study = Study(
     name="cost_crossover",
     title="When is cheaper attention cheaper?",
-    question="From which number of tokens on do linear attention and random features cost less than exact attention: by formula, by counting, and by the clock?",
+    question="From which number of tokens on do linear attention and random features cost less than "
+    "exact attention: by formula, by counting, and by the clock?",
     setup=(
-        f"One head of dimension {D} with Gaussian queries, keys and values in float32. Operations are counted by running the same code on arrays that tally "
-        "every operation, and compared with the formulas as whole numbers. Times are medians of repeated runs, one cell at a time, with all cores; "
+        f"One head of dimension {D} with Gaussian queries, keys and values in float32. Operations "
+        "are counted by running the same code on arrays that tally "
+        "every operation, and compared with the formulas as whole numbers. Times are medians of "
+        "repeated runs, one cell at a time, with all cores; "
         "they include making the operator. Times belong to the machine named below; operations do not."
     ),
     cells=cells,
@@ -227,7 +292,8 @@ study = Study(
     tables=tables,
     claims=claims,
     references=(
-        "A. Katharopoulos et al., Transformers are RNNs: fast autoregressive Transformers with linear attention, 2020, arXiv 2006.16236.",
+        "A. Katharopoulos et al., Transformers are RNNs: fast autoregressive Transformers with "
+        "linear attention, 2020, arXiv 2006.16236.",
         "K. Choromanski et al., Rethinking attention with Performers, 2021, arXiv 2009.14794.",
         "G. Golub and C. Van Loan, Matrix Computations, fourth edition, 2013.",
     ),

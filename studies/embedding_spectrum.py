@@ -29,7 +29,10 @@ def cells(scale: str) -> list[dict[str, Any]]:
     spectra = [{"what": "embedding"}, *({"what": "heads", "layer": i} for i in range(config.num_hidden_layers))]
     ways = [("truncated_svd", True), ("truncated_svd", False), ("random_subspace", True)]
     losses = [{"method": method, "tie": tie, "rank": r} for r in RANKS[scale] for method, tie in ways]
-    losses += [{"method": "zero_update", "tie": True, "rank": 0}, {"method": "none", "tie": True, "rank": config.hidden_size}]
+    losses += [
+        {"method": "zero_update", "tie": True, "rank": 0},
+        {"method": "none", "tie": True, "rank": config.hidden_size},
+    ]
     return spectra + [{"what": "loss", "pieces": PIECES[scale], "tokens": TOKENS, **loss} for loss in losses]
 
 
@@ -52,7 +55,11 @@ def embedding_records(seed: int) -> list[dict[str, Any]]:
     facts = {"stable_rank": measures.stable_rank(op), "condition": measures.condition_number(op)}
     rounding = 8 * np.finfo(np.float64).eps * spectrum[0]  # backward stability of the SVD, the constant is empirical
     return [
-        {"index": i + 1, "singular_value": Estimate(s, s - min(rounding, s), s + rounding, 1.0, "dense SVD"), "gaussian": float(g)}
+        {
+            "index": i + 1,
+            "singular_value": Estimate(s, s - min(rounding, s), s + rounding, 1.0, "dense SVD"),
+            "gaussian": float(g),
+        }
         | (facts if i == 0 else {})
         for i, (s, g) in enumerate(zip(spectrum, reference, strict=True))
     ]
@@ -64,10 +71,15 @@ def head_records(layer: int) -> list[dict[str, Any]]:
     records = []
     for head in range(model.config.num_attention_heads):
         op = model.query_key(layer, head)
-        records.append({
-            "head": head, "rank_bound": op.rank, "stable_rank": measures.stable_rank(op),
-            "condition": measures.condition_number(op), "spectral_norm": measures.spectral_norm(op),
-        })  # fmt: skip
+        records.append(
+            {
+                "head": head,
+                "rank_bound": op.rank,
+                "stable_rank": measures.stable_rank(op),
+                "condition": measures.condition_number(op),
+                "spectral_norm": measures.spectral_norm(op),
+            }
+        )
     return records
 
 
@@ -79,10 +91,21 @@ def loss_record(cell: dict[str, Any], seed: int) -> dict[str, Any]:
     exact = problem.exact()
     replaced = None if cell["method"] == "none" else replacement(cell, problem, seed)
     op = exact if replaced is None else replaced
-    losses = np.array([model.loss(piece, embedding=None if replaced is None else op.dense().astype(np.float32), tie=cell["tie"]) for piece in pieces])
+    losses = np.array(
+        [
+            model.loss(piece, embedding=None if replaced is None else op.dense().astype(np.float32), tie=cell["tie"])
+            for piece in pieces
+        ]
+    )
     plain = losses if replaced is None else np.array([model.loss(piece) for piece in pieces])
-    record = {"loss": Estimate.from_samples(losses), "increase": Estimate.from_samples(losses - plain), "optimum": optimum(problem, cell["rank"])}
-    return record | {f"relative_{norm}": measures.relative_error(exact, op, norm=norm) for norm in ("frobenius", "spectral")}
+    record = {
+        "loss": Estimate.from_samples(losses),
+        "increase": Estimate.from_samples(losses - plain),
+        "optimum": optimum(problem, cell["rank"]),
+    }
+    return record | {
+        f"relative_{norm}": measures.relative_error(exact, op, norm=norm) for norm in ("frobenius", "spectral")
+    }
 
 
 def replacement(cell: dict[str, Any], problem: nl.UpdateProblem, seed: int) -> Any:
@@ -115,14 +138,30 @@ def draw_spectrum(fig: Canvas, data: pd.DataFrame) -> None:
 
     left, right = fig.subplots(1, 2)
     spectrum = data[data["panel"] == "spectrum"]
-    style.line(left, spectrum["x"], spectrum["value"], spectrum["lower"], spectrum["upper"], family="update", label="embedding", marker="")
-    style.yardstick(left, spectrum["x"], spectrum["reference"], kind="uniform", label="Gaussian matrix of the same norm", marker="")
+    style.line(
+        left,
+        spectrum["x"],
+        spectrum["value"],
+        spectrum["lower"],
+        spectrum["upper"],
+        family="update",
+        label="embedding",
+        marker="",
+    )
+    style.yardstick(
+        left, spectrum["x"], spectrum["reference"], kind="uniform", label="Gaussian matrix of the same norm", marker=""
+    )
     style.log_axes(left, x=None)
     style.label(left, "index i", "singular value", "spectrum")
     for (method, kind), curve in data[data["panel"] == "error"].groupby(["method", "norm"], sort=False):
         columns = (curve["x"], curve["value"], curve["lower"], curve["upper"])
         if method == "random_subspace":
-            style.yardstick(right, *columns, kind="random_keys" if kind == "frobenius" else "uniform", label=f"random subspace, {kind}")
+            style.yardstick(
+                right,
+                *columns,
+                kind="random_keys" if kind == "frobenius" else "uniform",
+                label=f"random subspace, {kind}",
+            )
             continue
         variant = "orthogonal" if kind == "frobenius" else "iid"
         style.line(right, *columns, family="update", label=f"truncated SVD, {kind}", variant=variant)
@@ -144,10 +183,15 @@ def draw_loss(fig: Canvas, data: pd.DataFrame) -> None:
             style.yardstick(ax, *columns, kind="random_keys", label=WAYS[method, tie])
         else:
             style.line(ax, *columns, family="update", label=WAYS[method, tie], variant="orthogonal" if tie else "iid")
-    for method, kind, text in (("zero_update", "uniform", "no embedding: log of the vocabulary"), ("none", "optimal_rank", "the model as it is")):
+    for method, kind, text in (
+        ("zero_update", "uniform", "no embedding: log of the vocabulary"),
+        ("none", "optimal_rank", "the model as it is"),
+    ):
         level = data[data["method"] == method].iloc[0]
         span = [data["rank"].min(), data["rank"].max()]
-        style.yardstick(ax, span, *([level[c]] * 2 for c in ("loss", "loss_lower", "loss_upper")), kind=kind, label=text, marker="")
+        style.yardstick(
+            ax, span, *([level[c]] * 2 for c in ("loss", "loss_lower", "loss_upper")), kind=kind, label=text, marker=""
+        )
     style.label(ax, "rank r of the embedding", "held-out loss, nats per token")
 
 
@@ -162,35 +206,95 @@ def draw_heads(fig: Canvas, data: pd.DataFrame) -> None:
         ax.set_xticks(sorted(part["layer"].unique()))
         style.label(ax, "layer", what)
     fig.axes[1].set_yscale("log")
-    style.yardstick(fig.axes[0], [data["layer"].min() - 0.4, data["layer"].max() + 0.4], [data["rank_bound"].max()] * 2, kind="optimal_rank",
-                    label="largest possible: the head dimension", marker="")  # fmt: skip
+    style.yardstick(
+        fig.axes[0],
+        [data["layer"].min() - 0.4, data["layer"].max() + 0.4],
+        [data["rank_bound"].max()] * 2,
+        kind="optimal_rank",
+        label="largest possible: the head dimension",
+        marker="",
+    )
 
 
 def figures(records: pd.DataFrame) -> list[Figure]:
     """Loss against rank, spectrum and truncation error, query-key matrices."""
     ok = records[records["status"] == "ok"]
     loss = ok[ok["what"] == "loss"].sort_values("rank", kind="stable")
-    columns = ["method", "tie", "rank", "loss", "loss_lower", "loss_upper", "increase", "increase_lower", "increase_upper", "optimum"]
+    columns = [
+        "method",
+        "tie",
+        "rank",
+        "loss",
+        "loss_lower",
+        "loss_upper",
+        "increase",
+        "increase_lower",
+        "increase_upper",
+        "optimum",
+    ]
     return [
-        Figure("loss", f"Loss of the model on {int(loss['pieces'].iloc[0])} held-out pieces of {TOKENS} tokens when its embedding is replaced by a matrix of rank r; bands: 95 % Student-t "
-               "intervals over pieces, which differ more among themselves than the curves do.", draw_loss, loss[columns]),
-        Figure("spectrum", "Left: singular values of the embedding matrix, beside those of a Gaussian matrix of the same size and norm. Right: relative "
-               "error of replacing it by rank r; bars for rounding are invisible at this scale.", draw_spectrum, spectrum_data(ok, loss), size=(6.5, 3.7), panels=(1, 2)),
-        Figure("heads", "Query-key matrices of every head: stable rank (grey line: largest possible) and condition number on their rank.", draw_heads,
-               heads_data(ok), size=(6.5, 3.2), panels=(1, 2)),
-    ]  # fmt: skip
+        Figure(
+            "loss",
+            f"Loss of the model on {int(loss['pieces'].iloc[0])} held-out pieces of {TOKENS} tokens "
+            "when its embedding is replaced by a matrix of rank r; bands: 95 % Student-t "
+            "intervals over pieces, which differ more among themselves than the curves do.",
+            draw_loss,
+            loss[columns],
+        ),
+        Figure(
+            "spectrum",
+            "Left: singular values of the embedding matrix, beside those of a Gaussian matrix of the "
+            "same size and norm. Right: relative "
+            "error of replacing it by rank r; bars for rounding are invisible at this scale.",
+            draw_spectrum,
+            spectrum_data(ok, loss),
+            size=(6.5, 3.7),
+            panels=(1, 2),
+        ),
+        Figure(
+            "heads",
+            "Query-key matrices of every head: stable rank (grey line: largest possible) and "
+            "condition number on their rank.",
+            draw_heads,
+            heads_data(ok),
+            size=(6.5, 3.2),
+            panels=(1, 2),
+        ),
+    ]
 
 
 def spectrum_data(ok: pd.DataFrame, loss: pd.DataFrame) -> pd.DataFrame:
     """Data of the two panels in one long table."""
     e = ok[ok["what"] == "embedding"]
-    parts = [pd.DataFrame({"panel": "spectrum", "x": e["index"], "value": e["singular_value"], "lower": e["singular_value_lower"],
-                           "upper": e["singular_value_upper"], "reference": e["gaussian"]})]  # fmt: skip
+    parts = [
+        pd.DataFrame(
+            {
+                "panel": "spectrum",
+                "x": e["index"],
+                "value": e["singular_value"],
+                "lower": e["singular_value_lower"],
+                "upper": e["singular_value_upper"],
+                "reference": e["gaussian"],
+            }
+        )
+    ]
     for norm in ("frobenius", "spectral"):
         part = loss[loss["tie"].astype(bool) & loss["method"].isin(["truncated_svd", "random_subspace"])]
         name = f"relative_{norm}"
-        parts.append(pd.DataFrame({"panel": "error", "method": part["method"], "norm": norm, "x": part["rank"], "value": part[name],
-                                   "lower": part[f"{name}_lower"], "upper": part[f"{name}_upper"], "reference": part["optimum"]}))  # fmt: skip
+        parts.append(
+            pd.DataFrame(
+                {
+                    "panel": "error",
+                    "method": part["method"],
+                    "norm": norm,
+                    "x": part["rank"],
+                    "value": part[name],
+                    "lower": part[f"{name}_lower"],
+                    "upper": part[f"{name}_upper"],
+                    "reference": part["optimum"],
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -198,24 +302,47 @@ def heads_data(ok: pd.DataFrame) -> pd.DataFrame:
     """Both measures in one long table."""
     heads = ok[ok["what"] == "heads"]
     names = {"stable_rank": "stable rank of W_Qᵀ W_K", "condition": "condition number of W_Qᵀ W_K on its rank"}
-    return pd.concat([
-        pd.DataFrame({"what_is_shown": text, "layer": heads["layer"], "head": heads["head"], "value": heads[name], "lower": heads[f"{name}_lower"],
-                      "upper": heads[f"{name}_upper"], "rank_bound": heads["rank_bound"]})
-        for name, text in names.items()
-    ])  # fmt: skip
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "what_is_shown": text,
+                    "layer": heads["layer"],
+                    "head": heads["head"],
+                    "value": heads[name],
+                    "lower": heads[f"{name}_lower"],
+                    "upper": heads[f"{name}_upper"],
+                    "rank_bound": heads["rank_bound"],
+                }
+            )
+            for name, text in names.items()
+        ]
+    )
 
 
 def tables(records: pd.DataFrame) -> list[Table]:
     """Truncations beside the optimum and what they cost in loss."""
     ok = records[(records["status"] == "ok") & (records["what"] == "loss")].sort_values("rank", kind="stable")
     rows = [
-        {"replaced by": WAYS.get((row["method"], row["tie"]), row["method"].replace("_", " ")), "rank": row["rank"],
-         "Frobenius": f"{row['relative_frobenius']:.4g}", "optimum": f"{row['optimum']:.4g}", "spectral": f"{row['relative_spectral']:.4g}",
-         "loss increase, nats": f"{row['increase']:.3g} [{row['increase_lower']:.3g}, {row['increase_upper']:.3g}]"}
+        {
+            "replaced by": WAYS.get((row["method"], row["tie"]), row["method"].replace("_", " ")),
+            "rank": row["rank"],
+            "Frobenius": f"{row['relative_frobenius']:.4g}",
+            "optimum": f"{row['optimum']:.4g}",
+            "spectral": f"{row['relative_spectral']:.4g}",
+            "loss increase, nats": f"{row['increase']:.3g} [{row['increase_lower']:.3g}, {row['increase_upper']:.3g}]",
+        }
         for row in ok.to_dict("records")
-    ]  # fmt: skip
-    return [Table("truncation", "The embedding replaced by a matrix of rank r: relative errors beside the Eckart–Young optimum (Frobenius), and the increase of the held-out loss, paired "
-                  "over pieces, with its 95 % interval.", pd.DataFrame(rows))]  # fmt: skip
+    ]
+    return [
+        Table(
+            "truncation",
+            "The embedding replaced by a matrix of rank r: relative errors beside the Eckart–Young "
+            "optimum (Frobenius), and the increase of the held-out loss, paired "
+            "over pieces, with its 95 % interval.",
+            pd.DataFrame(rows),
+        )
+    ]
 
 
 # -- claims ------------------------------------------------------------------------------------------------------------
@@ -231,20 +358,38 @@ def claims(records: pd.DataFrame) -> list[Claim]:
     whole = loss[loss["method"] == "none"].iloc[0]
     nothing = loss[loss["method"] == "zero_update"].iloc[0]
     return [
-        Claim.decide("The truncated SVD attains the Eckart–Young optimum in the Frobenius norm at every rank, to rounding", gap, gap, 1e-10, "<",
-                     number=f"largest relative gap {gap:.1e}", source="Eckart and Young 1936"),
-        Claim.decide("The embedded model has learned: its loss is at least 2 nats per token below that of no embedding (log of the vocabulary)",
-                     float(nothing["loss"] - whole["loss_upper"]), float(nothing["loss"] - whole["loss_lower"]), 2.0, ">="),
+        Claim.decide(
+            "The truncated SVD attains the Eckart–Young optimum in the Frobenius norm at every rank, to rounding",
+            gap,
+            gap,
+            1e-10,
+            "<",
+            number=f"largest relative gap {gap:.1e}",
+            source="Eckart and Young 1936",
+        ),
+        Claim.decide(
+            "The embedded model has learned: its loss is at least 2 nats per token below that of no "
+            "embedding (log of the vocabulary)",
+            float(nothing["loss"] - whole["loss_upper"]),
+            float(nothing["loss"] - whole["loss_lower"]),
+            2.0,
+            ">=",
+        ),
         half_rank_claim(svd),
         better_than_random(loss),
-    ]  # fmt: skip
+    ]
 
 
 def half_rank_claim(svd: pd.DataFrame) -> Claim:
     """Half of the rank is not free."""
     half = svd.iloc[(svd["rank"] - svd["rank"].max() / 2).abs().argmin()]
-    return Claim.decide(f"Truncating the embedding to rank {half['rank']:.0f}, half of its columns, costs more than 0.1 nats per token",
-                        float(half["increase_lower"]), float(half["increase_upper"]), 0.1, ">")  # fmt: skip
+    return Claim.decide(
+        f"Truncating the embedding to rank {half['rank']:.0f}, half of its columns, costs more than 0.1 nats per token",
+        float(half["increase_lower"]),
+        float(half["increase_upper"]),
+        0.1,
+        ">",
+    )
 
 
 def better_than_random(loss: pd.DataFrame) -> Claim:
@@ -254,17 +399,27 @@ def better_than_random(loss: pd.DataFrame) -> Claim:
     middle = sorted(set(svd.index))[len(set(svd.index)) // 2]
     low = float(random.loc[middle, "increase_lower"] - svd.loc[middle, "increase_upper"])
     high = float(random.loc[middle, "increase_upper"] - svd.loc[middle, "increase_lower"])
-    return Claim.decide(f"At rank {middle:.0f} the leading singular vectors keep more of the model than a random subspace does", low, high, 0.0, ">",
-                        number=f"loss increases differ by {low:.2f} to {high:.2f} nats")  # fmt: skip
+    return Claim.decide(
+        f"At rank {middle:.0f} the leading singular vectors keep more of the model than a random subspace does",
+        low,
+        high,
+        0.0,
+        ">",
+        number=f"loss increases differ by {low:.2f} to {high:.2f} nats",
+    )
 
 
 study = Study(
     name="embedding_spectrum",
     title="Tokens become vectors: the spectrum of an embedding",
-    question="How fast do the singular values of a trained embedding decay, how well conditioned are the query-key matrices behind it, and what does the model lose when the embedding is truncated?",
+    question="How fast do the singular values of a trained embedding decay, how well conditioned are "
+    "the query-key matrices behind it, and what does the model lose when the embedding is "
+    "truncated?",
     setup=(
-        "The embedding of the embedded language model, a row per token, which also serves as its output matrix, is replaced by a matrix of rank r: its truncated singular value "
-        "decomposition, on both sides of the model or on the input side alone, or its projection on a random subspace. The loss is the cross-entropy of the next token on held-out "
+        "The embedding of the embedded language model, a row per token, which also serves as its "
+        "output matrix, is replaced by a matrix of rank r: its truncated singular value "
+        "decomposition, on both sides of the model or on the input side alone, or its projection "
+        "on a random subspace. The loss is the cross-entropy of the next token on held-out "
         "text; the yardsticks are the model as it is and a zero embedding, which knows nothing."
     ),
     cells=cells,
@@ -274,7 +429,8 @@ study = Study(
     claims=claims,
     references=(
         "C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",
-        "L. Mirsky, Symmetric gauge functions and unitarily invariant norms, Quarterly Journal of Mathematics 11, 1960.",
+        "L. Mirsky, Symmetric gauge functions and unitarily invariant norms, Quarterly Journal "
+        "of Mathematics 11, 1960.",
         "Y. Saad, The linear algebra of Large Language Models, survey talk, CIRM, 2024.",
     ),
     headline=True,

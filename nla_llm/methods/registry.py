@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from inspect import Parameter, ismodule, signature
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ FAMILIES = (
 )
 
 T = TypeVar("T", bound=type)
+_BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 _registry: dict[str, type] = {}
 
 
@@ -118,7 +120,7 @@ def register(name: str) -> Callable[[T], T]:
 
     def add(cls: T) -> T:
         holder = _registry.get(name)
-        if holder is not None and holder.__qualname__ != cls.__qualname__:
+        if holder is not None and (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"the name {name!r} is taken by {holder.__module__}.{holder.__qualname__}; choose another")
         _registry[name] = cls
         cls.name = name  # type: ignore[attr-defined]
@@ -167,9 +169,11 @@ def method(name: str, **options: Any) -> Any:
     16
     """
     cls = registered(name)
-    known = [f for f in getattr(cls, "__dataclass_fields__", options) if f != "_"]
+    parameters = signature(cls).parameters
+    takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+    known = [p.name for p in parameters.values() if p.kind in _BY_NAME]
     for option in options:
-        if option not in known:
+        if option not in known and not takes_any:
             hint = _nearest(option, known)
             raise ValueError(f"{name} has no option {option!r}{hint}; its options are {', '.join(known) or 'none'}")
     try:
@@ -234,10 +238,23 @@ def _load() -> None:
     global _loaded  # noqa: PLW0603 - imports happen once in a process
     if _loaded:
         return
-    _loaded = True
-    for module in FAMILIES:
-        import_module(module)
-    for entry in entry_points(group="nla_llm.methods"):
-        loaded = entry.load()
-        if isinstance(loaded, type):
-            register(entry.name)(loaded)
+    _loaded = True  # from here on: a package may ask for a method while it is being loaded
+    try:
+        for module in FAMILIES:
+            import_module(module)
+        for entry in entry_points(group="nla_llm.methods"):
+            _register_entry(entry.name, entry.load())
+    except BaseException:
+        _loaded = False  # half a registry is none: the next call fails in the same way
+        raise
+
+
+def _register_entry(name: str, loaded: Any) -> None:
+    """Register the class that an entry point names; a module has registered its own classes on import."""
+    if isinstance(loaded, type):
+        register(name)(loaded)
+    elif not ismodule(loaded):
+        raise TypeError(
+            f"the entry point {name!r} of the group nla_llm.methods is {loaded!r}, of type {type(loaded).__name__}; "
+            "it must name a class, or a module that registers its classes"
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nla_llm.backend import Array, is_array, namespace
+from nla_llm.backend import Array, is_array, is_real_floating, namespace
 from nla_llm.operators import Dense, SoftmaxAttention
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ class UpdateProblem:
 def _check_floating(name: str, a: Any) -> None:
     if not is_array(a):
         raise TypeError(f"{name} must be an array, got {type(a).__name__}; pass numpy.asarray({name}, dtype=float)")
-    if not namespace(a).isdtype(a.dtype, "real floating"):
+    if not is_real_floating(a):
         raise TypeError(f"{name} must be real and floating, got dtype {a.dtype}; convert it to float32 or float64")
 
 

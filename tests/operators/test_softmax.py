@@ -73,14 +73,14 @@ def test_float32_is_computed_in_float32(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_generic_path_agrees_with_numpy_path(case, array_namespace):
+def test_generic_path_agrees_with_numpy_path(case, xp):
     p = problem(n=700, **CASES[case])
-    generic = p.map(array_namespace.asarray)
+    generic = p.map(xp.asarray)
     op, fast = generic.exact(), p.exact()
     for x in (p.v, p.v[:, :1]):
-        y = op @ array_namespace.asarray(x)
+        y = op @ xp.asarray(x)
         np.testing.assert_allclose(np.asarray(y), fast @ x, rtol=0, atol=64 * EPS64 * np.abs(x).max())
-        z = op.T @ array_namespace.asarray(x)
+        z = op.T @ xp.asarray(x)
         np.testing.assert_allclose(np.asarray(z), fast.T @ x, rtol=0, atol=64 * EPS64 * np.abs(x).sum())
 
 

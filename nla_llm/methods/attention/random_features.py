@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from math import log, sqrt
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, from_numpy, generator, namespace
@@ -78,6 +78,7 @@ class RandomFeatures(ABC):
     features_per_direction: ClassVar[int] = 1
     chunk: ClassVar[int] = CHUNK
     properties: ClassVar[Properties]
+    function: ClassVar[Literal["positive", "hyperbolic", "trigonometric"]]
 
     @staticmethod
     @abstractmethod
@@ -104,8 +105,8 @@ class RandomFeatures(ABC):
         from nla_llm.theory import kernel_theory  # noqa: PLC0415 - SciPy loads there
 
         x, y = self._scaled(problem)
-        kind, orthogonal = self.properties.family, self.directions == "orthogonal"
-        return kernel_theory(x, y, scale=1.0, features=kind, m=self.m, orthogonal=orthogonal)
+        orthogonal = self.directions == "orthogonal"
+        return kernel_theory(x, y, scale=1.0, features=self.function, m=self.m, orthogonal=orthogonal)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Directions, scaled inputs, their projections and norms, the features; then a kernel of m or 2m features."""
@@ -192,6 +193,7 @@ class PositiveFeatures(RandomFeatures):
     """
 
     properties: ClassVar[Properties] = _promises("positive", nonnegative=True)
+    function = "positive"
 
     @staticmethod
     def features(x: Array, projection: Array) -> Features:
@@ -215,6 +217,7 @@ class HyperbolicFeatures(RandomFeatures):
     """
 
     properties: ClassVar[Properties] = _promises("hyperbolic", nonnegative=True)
+    function = "hyperbolic"
     features_per_direction: ClassVar[int] = 2
 
     @staticmethod
@@ -242,6 +245,7 @@ class TrigonometricFeatures(RandomFeatures):
     """
 
     properties: ClassVar[Properties] = _promises("trigonometric", nonnegative=False)
+    function = "trigonometric"
 
     @staticmethod
     def features(x: Array, projection: Array) -> Features:

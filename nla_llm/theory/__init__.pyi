@@ -1,0 +1,13 @@
+from . import bound as bound
+from . import first_order as first_order
+from . import random_features as random_features
+from . import softmax as softmax
+from . import updates as updates
+from . import yardsticks as yardsticks
+from .bound import Theory as Theory
+from .first_order import FirstOrderError as FirstOrderError
+from .first_order import first_order_error as first_order_error
+from .random_features import kernel_theory as kernel_theory
+from .random_features import log_relative_variance as log_relative_variance
+from .random_features import recentring_shift as recentring_shift
+from .random_features import relative_variance as relative_variance
