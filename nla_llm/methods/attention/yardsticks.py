@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, generator, namespace
+from nla_llm.backend import Array, device_of, generator, namespace, to_numpy
 from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Dense, LowRank, Operator, Product, Selection
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["OptimalRank", "RandomKeys", "Uniform"]
 
@@ -150,6 +151,13 @@ class OptimalRank:
             u, s, v = truncated_svd(exact, self.m, rng=0 if rng is None else rng)
         m = self.m
         return LowRank(u[..., :, :m] * s[..., None, :m], v[..., :, :m])
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Error in every unitarily invariant norm, from the singular values of the exact matrix."""
+        from nla_llm.theory.yardsticks import eckart_young_theory  # noqa: PLC0415 - SciPy loads there
+
+        exact = problem.exact()
+        return eckart_young_theory(to_numpy(exact.xp.linalg.svdvals(exact.dense())), self.m, exact.shape)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """The exact matrix and its dense decomposition, also where Krylov replaces it; a product of rank m."""

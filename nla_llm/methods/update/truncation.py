@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import device_of
+from nla_llm.backend import device_of, to_numpy
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import LowRank
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nla_llm.problems import UpdateProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["TruncatedSVD", "ZeroUpdate"]
 
@@ -51,6 +52,13 @@ class TruncatedSVD:
         xp, r = problem.xp, self.rank
         u, s, vt = xp.linalg.svd(problem.delta, full_matrices=False)
         return LowRank(u[..., :, :r] * s[..., None, :r], xp.matrix_transpose(vt[..., :r, :]))
+
+    def theory(self, problem: UpdateProblem) -> Theory:
+        """Error in every unitarily invariant norm, from the singular values of the update."""
+        from nla_llm.theory.yardsticks import eckart_young_theory  # noqa: PLC0415 - SciPy loads there
+
+        spectrum = to_numpy(problem.xp.linalg.svdvals(problem.exact().dense()))
+        return eckart_young_theory(spectrum, self.rank, tuple(problem.delta.shape))
 
     def cost(self, problem: UpdateProblem) -> costs.Cost:
         """A dense singular value decomposition; applying it to one input takes the two factors."""
