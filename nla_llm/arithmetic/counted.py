@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 base: Any = _compat  # the functions that do the work; untyped
 
-__all__ = ["CountedArray", "base", "counted", "elementwise", "matmul", "move", "reduction"]
+__all__ = ["ELEMENTWISE", "CountedArray", "base", "counted", "elementwise", "matmul", "move", "reduction"]
 
 ELEMENTWISE: dict[str, str | None] = {
     **dict.fromkeys(["add", "subtract"], "add"),
     **dict.fromkeys(["multiply", "square"], "mul"),
     **dict.fromkeys(["divide", "reciprocal", "floor_divide", "remainder"], "div"),
-    **dict.fromkeys(["exp", "expm1", "log", "log1p", "log2", "log10", "logaddexp"], "exp"),
+    **dict.fromkeys(["exp", "expm1", "log", "log1p", "log2", "log10"], "exp"),
     **dict.fromkeys(["sin", "cos", "tan", "asin", "acos", "atan", "atan2"], "exp"),
     **dict.fromkeys(["sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "pow"], "exp"),
-    **dict.fromkeys(["sqrt", "hypot"], "sqrt"),
+    **dict.fromkeys(["sqrt"], "sqrt"),
     **dict.fromkeys(["maximum", "minimum", "sign", "floor", "ceil", "round", "trunc"], "compare"),
     **dict.fromkeys(["equal", "not_equal", "less", "less_equal", "greater", "greater_equal"], "compare"),
     **dict.fromkeys(["isfinite", "isinf", "isnan"], "compare"),
@@ -113,6 +113,10 @@ class CountedArray:
         """Transpose of a matrix."""
         return self.mT
 
+    def live_mask(self) -> NDArray[np.bool_]:
+        """Liveness of every entry, written out."""
+        return np.ones(self.shape, bool) if self.live is None else self.live
+
     def to_device(self, device: str, /, *, stream: Any = None) -> Self:  # noqa: ARG002 - the standard's signature
         """The array itself: there is one device."""
         if device != "cpu":
@@ -159,7 +163,7 @@ class CountedArray:
     __hash__ = None  # type: ignore[assignment]
 
     def __getitem__(self, key: Any) -> CountedArray:
-        key = tuple(_plain(k) for k in key) if isinstance(key, tuple) else _plain(key)
+        key = tuple(plain(k) for k in key) if isinstance(key, tuple) else plain(key)
         return move(lambda a: np.asarray(a[key]), self)
 
     # -- operators -------------------------------------------------------------------------------------------------
@@ -211,18 +215,14 @@ def elementwise(name: str, *operands: Any, **options: Any) -> CountedArray:
 
     Arithmetic of integers and booleans is bookkeeping and does not count. Adding a dead zero is a copy.
     """
-    values = [_plain(x) for x in operands]
+    values = [plain(x) for x in operands]
     result = np.asarray(getattr(base, name)(*values, **options))
-    live = _all_live([_live(x) for x in operands], result.shape)
-    copied = None
-    if name in {"add", "subtract"} and live is not None:
-        copied = _some_live(operands, result.shape) & ~live
-    if _floating(result, *values):
-        kind = _class_of(name, values)
-        if kind is not None:
-            record(kind, result.size if live is None else np.count_nonzero(live))
-    if copied is not None and live is not None:
-        live = live | copied
+    live = _all_live([live_of(x) for x in operands], result.shape)
+    kind = _class_of(name, values)
+    if kind is not None and is_floating(result, *values):
+        record(kind, result.size if live is None else np.count_nonzero(live))
+    if live is not None and name in {"add", "subtract"}:
+        live = live | _copied(operands, result.shape)
     return CountedArray(result, live)
 
 
@@ -239,7 +239,7 @@ def matmul(a: CountedArray, b: CountedArray, keep: NDArray[np.bool_] | None = No
         if keep is not None:
             terms = np.where(keep, terms, 0.0)
         number, live = int(terms.sum()), terms > 0
-    if _floating(result):
+    if is_floating(result):
         record("madd", number)
     return CountedArray(result, live)
 
@@ -255,9 +255,9 @@ def reduction(
 ) -> CountedArray:
     """A reduction: L − 1 operations where L live entries meet in one."""
     result = np.asarray(function(x.array, axis=axis, keepdims=keepdims, **options))
-    live = np.ones(x.shape, bool) if x.live is None else x.live
+    live = x.live_mask()
     terms = np.asarray(np.count_nonzero(live, axis=axis, keepdims=keepdims))
-    if kind is not None and _floating(x.array):
+    if kind is not None and is_floating(x.array):
         record(kind, int(np.maximum(terms - 1, 0).sum()))
     return CountedArray(result, np.broadcast_to(terms > 0, result.shape))
 
@@ -267,7 +267,7 @@ def move(function: Callable[..., Any], *arrays: CountedArray) -> CountedArray:
     result = np.asarray(function(*(x.array for x in arrays)))
     live = None
     if any(x.live is not None for x in arrays):
-        live = np.asarray(function(*(np.ones(x.shape, bool) if x.live is None else x.live for x in arrays)))
+        live = np.asarray(function(*(x.live_mask() for x in arrays)))
     return CountedArray(result, live)
 
 
@@ -275,11 +275,13 @@ def _is_operand(x: Any) -> bool:
     return isinstance(x, CountedArray | bool | int | float | complex | np.generic)
 
 
-def _plain(x: Any) -> Any:
+def plain(x: Any) -> Any:
+    """The NumPy array inside a counted array, anything else as it is."""
     return x.array if isinstance(x, CountedArray) else x
 
 
-def _live(x: Any) -> Live:
+def live_of(x: Any) -> Live:
+    """Liveness of an operand; None where all of it is live, as a number is."""
     return x.live if isinstance(x, CountedArray) else None
 
 
@@ -290,14 +292,14 @@ def _all_live(masks: list[Live], shape: tuple[int, ...]) -> Live:
     return np.broadcast_to(np.logical_and.reduce(np.broadcast_arrays(*present)), shape)
 
 
-def _some_live(operands: tuple[Any, ...], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Entries where the one operand is dead with the value zero and the other is live: their sum is the other."""
-    some = np.zeros(shape, bool)
+def _copied(operands: tuple[Any, ...], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Entries of a sum where the one operand is a dead zero and the other is live: the sum is the other."""
+    copied = np.zeros(shape, bool)
     for i, x in enumerate(operands):
         if isinstance(x, CountedArray) and x.live is not None:
-            others = _all_live([_live(y) for j, y in enumerate(operands) if j != i], shape)
-            some |= ~x.live & (x.array == 0) & (True if others is None else others)
-    return some
+            others = _all_live([live_of(y) for j, y in enumerate(operands) if j != i], shape)
+            copied |= ~x.live & (x.array == 0) & (True if others is None else others)
+    return copied
 
 
 def _as_weights(x: CountedArray) -> NDArray[np.float64]:
@@ -305,7 +307,7 @@ def _as_weights(x: CountedArray) -> NDArray[np.float64]:
     return np.ones(x.shape) if x.live is None else x.live.astype(np.float64)
 
 
-def _floating(*values: Any) -> bool:
+def is_floating(*values: Any) -> bool:
     """Whether any value is floating; a Python number is not the reason, its partner is."""
     return any(isinstance(v, np.ndarray | np.generic) and v.dtype.kind not in "biu" for v in values)
 

@@ -16,14 +16,14 @@ from nla_llm.arithmetic import factorisations
 from nla_llm.arithmetic.counted import (
     ELEMENTWISE,
     CountedArray,
-    _floating,
-    _live,
-    _plain,
     base,
     counted,
     elementwise,
+    is_floating,
+    live_of,
     matmul,
     move,
+    plain,
     reduction,
 )
 from nla_llm.arithmetic.tally import record
@@ -98,10 +98,11 @@ class CountingNamespace:
         return CountedArray(values, product.live)
 
     def vecdot(self, x1: CountedArray, x2: CountedArray, /, *, axis: int = -1) -> CountedArray:
-        """Inner products along one axis: a multiply-add for each pair."""
+        """Inner products along one axis: a multiply-add for each pair of live entries."""
         result = np.asarray(base.vecdot(x1.array, x2.array, axis=axis))
-        record("madd", result.size * x1.shape[axis])
-        return CountedArray(result)
+        pairs = np.broadcast_to(x1.live_mask() & x2.live_mask(), np.broadcast_shapes(x1.shape, x2.shape))
+        record("madd", np.count_nonzero(pairs))
+        return CountedArray(result, np.asarray(pairs.any(axis=axis)))
 
     # -- reductions that are more than one class -------------------------------------------------------------------
 
@@ -112,12 +113,13 @@ class CountingNamespace:
         return result
 
     def cumulative_sum(self, x: CountedArray, /, *, axis: int | None = None, **options: Any) -> CountedArray:
-        """Running sums along one axis: L − 1 additions for L entries."""
+        """Running sums along one axis: L − 1 additions for L live entries; before the first there is nothing."""
+        axis = 0 if axis is None else axis
         result = np.asarray(base.cumulative_sum(x.array, axis=axis, **options))
-        if _floating(x.array):
-            length = x.shape[0 if axis is None else axis]
-            record("add", x.size - x.size // length)
-        return CountedArray(result)
+        terms = np.cumsum(x.live_mask(), axis=axis)
+        if is_floating(x.array):
+            record("add", np.count_nonzero(x.live_mask() & (terms > 1)))
+        return CountedArray(result, terms > 0)
 
     def clip(self, x: CountedArray, /, min: Any = None, max: Any = None) -> CountedArray:  # noqa: A002 - the standard's names
         """A comparison for each bound."""
@@ -161,10 +163,10 @@ class CountingNamespace:
 
     def where(self, condition: CountedArray, x1: Any, x2: Any, /) -> CountedArray:
         """A choice; the comparison that made the condition has been counted, and so has what is thrown away."""
-        values = np.asarray(base.where(condition.array, _plain(x1), _plain(x2)))
-        if _live(x1) is None and _live(x2) is None:
+        values = np.asarray(base.where(condition.array, plain(x1), plain(x2)))
+        if live_of(x1) is None and live_of(x2) is None:
             return CountedArray(values)
-        first, second = (np.asarray(True if _live(x) is None else _live(x)) for x in (x1, x2))
+        first, second = (np.asarray(True if live_of(x) is None else live_of(x)) for x in (x1, x2))
         return CountedArray(values, np.broadcast_to(np.where(condition.array, first, second), values.shape))
 
     def nonzero(self, x: CountedArray, /) -> tuple[CountedArray, ...]:
@@ -177,22 +179,22 @@ class CountingNamespace:
 
     def asarray(self, x: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> CountedArray:
         """A counted array of anything; what is counted already stays as live as it was."""
-        values = base.asarray(_plain(x), dtype=dtype, device=device, copy=copy)
-        return CountedArray(values, _live(x))
+        values = base.asarray(plain(x), dtype=dtype, device=device, copy=copy)
+        return CountedArray(values, live_of(x))
 
     # -- types -----------------------------------------------------------------------------------------------------
 
     def result_type(self, *operands: Any) -> Any:
         """Type that the operands promote to."""
-        return base.result_type(*(_plain(x) for x in operands))
+        return base.result_type(*(plain(x) for x in operands))
 
     def finfo(self, type: Any, /) -> Any:  # noqa: A002 - the standard's name
         """Limits of a floating type."""
-        return base.finfo(_plain(type))
+        return base.finfo(plain(type))
 
     def can_cast(self, from_: Any, to: Any, /) -> bool:
         """Whether a type promotes to another."""
-        return bool(base.can_cast(_plain(from_), to))
+        return bool(base.can_cast(plain(from_), to))
 
     @property
     def linalg(self) -> SimpleNamespace:
@@ -210,18 +212,17 @@ def _move(name: str, x: CountedArray, /, *args: Any, **options: Any) -> CountedA
 
 
 def _create(name: str, *args: Any, **options: Any) -> CountedArray:
-    return counted(getattr(base, name)(*(_plain(a) for a in args), **options))
+    return counted(getattr(base, name)(*(plain(a) for a in args), **options))
 
 
 def _triangle(name: str, x: CountedArray, /, *, k: int = 0) -> CountedArray:
     function = getattr(base, name)
-    live = np.ones(x.shape, bool) if x.live is None else x.live
-    return CountedArray(np.asarray(function(x.array, k=k)), function(live, k=k))
+    return CountedArray(np.asarray(function(x.array, k=k)), function(x.live_mask(), k=k))
 
 
 def _sort(function: Callable[..., Any], x: CountedArray, *, axis: int = -1, **options: Any) -> CountedArray:
     length = x.shape[axis]
-    if _floating(x.array):
+    if is_floating(x.array):
         record("compare", (x.size // length) * factorisations.merge_sort(length))
     return counted(function(x.array, axis=axis, **options))
 

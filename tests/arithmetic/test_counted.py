@@ -159,6 +159,16 @@ def test_a_product_with_a_triangle_counts_its_live_products():
     assert np.array_equal(z.live, np.tri(4, dtype=bool))
 
 
+def test_running_sums_and_inner_products_skip_what_is_not_there():
+    xp = namespace(counted(A))
+    lower = xp.tril(counted(np.ones((4, 4))))
+    with tally() as t:
+        sums = xp.cumulative_sum(lower, axis=0)
+        xp.vecdot(lower, counted(np.ones((4, 4))), axis=-1)
+    assert (t.add, t.madd) == (10 - 4, 10)
+    assert np.array_equal(sums.live, np.tri(4, dtype=bool))
+
+
 # -- borders -------------------------------------------------------------------------------------------------------
 
 

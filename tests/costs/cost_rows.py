@@ -1,30 +1,21 @@
-"""The rows of the law: every registered method with hyper-parameters that fit any of the problems below."""
+"""The rows of the law: every registered method, and attention problems that suit all of them."""
 
 import numpy as np
+from registry import ROWS
 
 import nla_llm as nl
 
-OPTIONS = {
-    "optimal_rank": [{"m": 3}],
-    "random_keys": [{"m": 3}],
-    "positive_features": [{"m": 7}, {"m": 10, "orthogonal": True}, {"m": 4, "recentre": True}],
-    "hyperbolic_features": [{"m": 6}, {"m": 3, "orthogonal": True}],
-    "trigonometric_features": [{"m": 6}, {"m": 9, "orthogonal": True}, {"m": 4, "recentre": True}],
-    "truncated_svd": [{"rank": 2}],
-}
-SMALLEST = 3  # the largest m or rank that is bounded by a dimension above
+
+def rows_of(kind):
+    """Methods of ``tests/registry.py`` for problems of one kind: "attention" or "update"."""
+    methods = [row.make() for row in ROWS]
+    return [m for m in methods if m.properties.problem == kind]
 
 
-def rows():
-    return [nl.method(name, **options) for name in nl.methods() for options in OPTIONS.get(name, [{}])]
-
-
-def attention_rows():
-    return [m for m in rows() if m.properties.problem == "attention"]
-
-
-def update_rows():
-    return [m for m in rows() if m.properties.problem == "update"]
+def smallest_size(method):
+    """Least number of tokens, rows or columns that a method takes."""
+    bounded = {"random_keys": "m", "optimal_rank": "m", "truncated_svd": "rank"}
+    return getattr(method, bounded[method.name]) if method.name in bounded else 1
 
 
 def attention_problem(n_q, n_k, d=4, d_v=3, *, seed=0, mask=False, batch=(), **structure):

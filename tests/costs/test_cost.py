@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import sympy
-from cost_rows import attention_problem
+from costs.cost_rows import attention_problem
 
 import nla_llm as nl
 from nla_llm.costs import Cost, Operations, c, d, d_v, m, n

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cost_rows import SMALLEST, attention_problem, attention_rows, update_rows
+from costs.cost_rows import attention_problem, rows_of, smallest_size
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,16 +11,16 @@ from nla_llm.arithmetic import counted
 from nla_llm.costs import Cost, Operations, UncountedWorkError, count, count_exact
 from nla_llm.operators import Dense
 
-ATTENTION, UPDATE = attention_rows(), update_rows()
-LAW = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+ATTENTION, UPDATE = rows_of("attention"), rows_of("update")
+LAW = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
-def problems(draw):
+def problems(draw, smallest):
     """Shapes, causal or not, masked or not, on both sides of a chunk of 64 rows and not divisible by it."""
     causal = draw(st.booleans())
-    n_q = draw(st.integers(SMALLEST, 150))
-    n_k = n_q if causal else draw(st.integers(SMALLEST, 150))
+    n_q = draw(st.integers(smallest, 150))
+    n_k = n_q if causal else draw(st.integers(smallest, 150))
     d, d_v = draw(st.integers(1, 9)), draw(st.integers(1, 5))
     return attention_problem(n_q, n_k, d, d_v, mask=draw(st.booleans()), causal=causal)
 
@@ -31,8 +31,9 @@ def counted_and_formula(method, problem):
 
 @pytest.mark.parametrize("method", ATTENTION, ids=repr)
 @LAW
-@given(problem=problems())
-def test_count_equals_formula(method, problem):
+@given(data=st.data())
+def test_count_equals_formula(method, data):
+    problem = data.draw(problems(smallest_size(method)))
     if problem.causal and getattr(method, "recentre", False):
         return
     really, formula = counted_and_formula(method, problem)
@@ -42,9 +43,10 @@ def test_count_equals_formula(method, problem):
 
 @pytest.mark.parametrize("method", UPDATE, ids=repr)
 @LAW
-@given(d_out=st.integers(SMALLEST, 40), d_in=st.integers(SMALLEST, 40))
-def test_count_equals_formula_for_updates(method, d_out, d_in):
-    problem = nl.UpdateProblem(np.random.default_rng(0).standard_normal((d_out, d_in)))
+@given(data=st.data())
+def test_count_equals_formula_for_updates(method, data):
+    shape = data.draw(st.tuples(*[st.integers(smallest_size(method), 40)] * 2))
+    problem = nl.UpdateProblem(np.random.default_rng(0).standard_normal(shape))
     really, formula = counted_and_formula(method, problem)
     assert really == formula
 
@@ -80,8 +82,7 @@ def test_rows_in_several_blocks_count_the_same(monkeypatch, structure):
 
 
 def test_every_registered_method_has_a_row_and_a_formula():
-    names = {m.name for m in (*ATTENTION, *UPDATE)}
-    assert names == set(nl.methods())
+    assert {m.name for m in (*ATTENTION, *UPDATE)} >= set(nl.methods())
     assert all(hasattr(m, "cost") for m in (*ATTENTION, *UPDATE))
 
 
@@ -145,6 +146,7 @@ def test_a_method_of_somebody_else_needs_no_formula():
     assert count(mine, attention_problem(5, 6, 4, 3)).prepare == Operations(madd=120)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -1,6 +1,6 @@
 import pytest
 import sympy
-from cost_rows import attention_problem
+from costs.cost_rows import attention_problem
 
 import nla_llm as nl
 from nla_llm.costs import Cost, Operations, crossover, d, exact_attention, m, n

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import sympy
-from cost_rows import attention_problem
+from costs.cost_rows import attention_problem
 
 import nla_llm as nl
 from nla_llm.costs import Cost, Operations, c, d, d_in, d_out, d_v, formulas, m, n, n_k, n_q, p, r, w

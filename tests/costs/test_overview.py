@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from cost_rows import attention_problem, attention_rows, update_rows
+from costs.cost_rows import attention_problem, rows_of
 
 import nla_llm as nl
 from nla_llm.costs import count, count_exact, table
@@ -9,7 +9,7 @@ from nla_llm.costs import count, count_exact, table
 @pytest.mark.parametrize("causal", [False, True])
 def test_rows_are_the_counts(causal):
     problem = attention_problem(80, 80, causal=causal)
-    methods = {repr(m): m for m in attention_rows() if not (causal and getattr(m, "recentre", False))}
+    methods = {repr(m): m for m in rows_of("attention") if not (causal and getattr(m, "recentre", False))}
     rows = list(table(methods, problem))
     assert [row.name for row in rows] == ["exact", *methods]
     assert rows[0].value == count_exact(problem)
@@ -34,7 +34,7 @@ def test_a_mask_of_keys_has_no_crossover_in_n():
 
 
 def test_updates_have_no_exact_row():
-    rows = table(update_rows(), nl.UpdateProblem(np.ones((6, 5)))).rows
+    rows = table(rows_of("update"), nl.UpdateProblem(np.ones((6, 5)))).rows
     assert [row.name for row in rows] == ["truncated_svd", "zero_update"]
 
 

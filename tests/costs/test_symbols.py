@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from cost_rows import attention_problem
+from costs.cost_rows import attention_problem
 
 import nla_llm as nl
 from nla_llm.costs import c, d, d_in, d_out, d_v, m, n, n_k, n_q, p, r, symbols_of, values, w
