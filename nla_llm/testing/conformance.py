@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nla_llm.backend import is_numpy
+from nla_llm.methods import Properties
 from nla_llm.testing.checks import ATTENTION, OPERATOR, UPDATE
 from nla_llm.testing.report import ConformanceError, Report, Result
 from nla_llm.testing.subject import Skip, Subject
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from nla_llm.testing.subject import Check
 
 __all__ = ["check_method", "check_names"]
+
+STRUCTURES = {"causal", "window", "key_mask", "bias"}
 
 
 def check_method(
@@ -64,12 +68,9 @@ def check_method(
     >>> report.passed, report["converges"].reason
     (True, 'convergence: not declared')
     """
+    _validate(method)
     subject = Subject(method, _seed(rng), _problems(problems))
-    if not callable(method) or isinstance(method, type):
-        raise TypeError(
-            f"method must be callable with (problem, rng=...), got {method!r}; pass an instance, not a class"
-        )
-    table = _table(subject)
+    table = ATTENTION if subject.properties.problem == "attention" else UPDATE
     expected = dict(expected_failures or {})
     _warn_of_unknown(expected, table)
     first = _run(OPERATOR, subject, expected)
@@ -125,11 +126,22 @@ def _failed(check: Check, result: Any, reason: str, figure: Any, expected: Mappi
     return result("failed", reason, figure)  # type: ignore[no-any-return]
 
 
-def _table(subject: Subject) -> tuple[Check, ...]:
-    kind = subject.properties.problem
-    if kind not in {"attention", "update"}:
-        raise ValueError(f"properties.problem must be 'attention' or 'update', got {kind!r}")
-    return ATTENTION if kind == "attention" else UPDATE
+def _validate(method: Any) -> None:
+    """Refuse what is no method, and declarations that mean nothing."""
+    if not callable(method) or isinstance(method, type):
+        raise TypeError(f"method must be callable with (problem, rng=...), got {method!r}; pass an instance")
+    properties = getattr(method, "properties", None)
+    if properties is None:
+        return
+    if not isinstance(properties, Properties):
+        raise TypeError(f"method.properties must be nla_llm.Properties, got {type(properties).__name__}")
+    if properties.problem not in {"attention", "update"}:
+        raise ValueError(f"properties.problem must be 'attention' or 'update', got {properties.problem!r}")
+    unknown = sorted(set(properties.supports) - STRUCTURES)
+    if unknown:
+        raise ValueError(f"properties.supports names {unknown}; the structures are {', '.join(sorted(STRUCTURES))}")
+    if properties.budget is not None and not hasattr(method, properties.budget):
+        raise ValueError(f"properties.budget names {properties.budget!r}, but the method has no such attribute")
 
 
 def _warn_of_unknown(expected: Mapping[str, str], table: tuple[Check, ...]) -> None:
@@ -153,4 +165,7 @@ def _problems(problems: Iterable[Any] | None) -> tuple[Any, ...]:
     given = tuple(problems)
     if not given:
         raise ValueError("problems is empty, so nothing would be checked; leave it out for the built-in ones")
+    for problem in given:
+        if not is_numpy(getattr(problem, "q", getattr(problem, "delta", None))):
+            raise TypeError(f"problems must be attention or update problems on NumPy arrays, got {problem!r}")
     return given

@@ -165,10 +165,16 @@ class Subject:
             return
         yield self.problem(batch=(2,))
         yield self.problem(5, 31, d=1)
-        if "causal" in self.properties.supports:
-            yield self.problem(causal=True)
-        if "key_mask" in self.properties.supports:
-            yield self.problem(key_mask=np.arange(TOKENS) % 3 != 1)
+        options = self._structures()
+        for name in sorted(self.properties.supports & set(options)):
+            yield self.problem(**{name: options[name]})
+        if {"causal", "key_mask"} <= self.properties.supports:
+            yield self.problem(causal=True, key_mask=options["key_mask"])
+
+    def _structures(self) -> dict[str, Any]:
+        """An example of each structure; together they leave every query a key."""
+        bias = np.random.default_rng([self.seed, 4]).standard_normal((TOKENS, TOKENS))
+        return {"causal": True, "window": 9, "key_mask": np.arange(TOKENS) % 3 != 1, "bias": bias}
 
 
 # -- comparisons ---------------------------------------------------------------------------------------------------

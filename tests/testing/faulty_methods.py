@@ -125,9 +125,13 @@ class KeyMaximumPerRow(Faulty):
 
 
 class LeakingMask(Faulty):
+    """A query sees one key too many."""
+
     def visible(self, problem):
-        visible = super().visible(problem)
-        return np.tril(np.ones_like(visible), 1) & (visible | ~np.tril(visible)) if problem.causal else visible
+        if not problem.causal:
+            return super().visible(problem)
+        leaking = np.tril(np.ones((problem.n_q, problem.n_k), dtype=bool), 1)
+        return leaking if problem.key_mask is None else leaking & problem.key_mask[..., None, :]
 
 
 class GlobalKeyMaximum(Epsilon):
@@ -196,7 +200,7 @@ class EditedMask(Faulty):
     def __call__(self, problem, rng=None):
         op = super().__call__(problem, rng)
         if problem.key_mask is not None:
-            problem.key_mask[..., 0] = False
+            problem.key_mask[..., -1] = False
         return op
 
 

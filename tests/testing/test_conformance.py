@@ -2,10 +2,10 @@
 
 import warnings
 
-import faulty_methods as faulty
 import numpy as np
 import pytest
 from registry import ROWS
+from testing import faulty_methods as faulty
 
 import nla_llm as nl
 from nla_llm.operators import Dense
@@ -159,14 +159,27 @@ def test_checks_run_on_the_problems_of_the_caller():
     assert (5, 1) not in [s[-2:] for s in seen]  # the built-in one with d = 1
 
 
+def declaring(properties):
+    def careless(problem, rng=None):
+        raise AssertionError
+
+    careless.properties = properties
+    return careless
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [
         ({"method": 3}, TypeError, "method must be callable"),
-        ({"method": faulty.Faulty}, TypeError, "pass an instance, not a class"),
+        ({"method": faulty.Faulty}, TypeError, "pass an instance"),
         ({"method": faulty.undeclared, "rng": None}, TypeError, "rng must be a whole number"),
         ({"method": faulty.undeclared, "rng": True}, TypeError, "rng must be a whole number"),
         ({"method": faulty.undeclared, "problems": []}, ValueError, "problems is empty"),
+        ({"method": faulty.undeclared, "problems": [3]}, TypeError, "problems must be attention or update problems"),
+        ({"method": declaring({"row_stochastic": True})}, TypeError, "properties must be nla_llm.Properties, got dict"),
+        ({"method": declaring(nl.Properties(problem="weights"))}, ValueError, "'attention' or 'update', got 'weights'"),
+        ({"method": declaring(nl.Properties(supports=frozenset({"mask"})))}, ValueError, "supports names .'mask'."),
+        ({"method": declaring(nl.Properties(budget="m"))}, ValueError, "budget names 'm', but the method has no such"),
     ],
 )
 def test_bad_arguments_get_a_sentence(arguments, error, sentence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,14 +77,16 @@ def _window(subject: Subject) -> Figure:
 def _padding(subject: Subject) -> Figure:
     """Hidden keys must not matter; for a deterministic method the result must be that of the keys that remain."""
     figures = []
-    for keep in (np.arange(TOKENS) < TOKENS - 14, np.arange(TOKENS) % 4 != 1):
-        problem = _accepted(subject, "key_mask", key_mask=keep)
+    trailing, scattered = np.arange(TOKENS) < TOKENS - 14, np.arange(TOKENS) % 4 != 1
+    structures: list[dict[str, Any]] = [{}, {"causal": True}] if "causal" in subject.properties.supports else [{}]
+    for keep, structure in product((trailing, scattered), structures):
+        problem = _accepted(subject, "key_mask", key_mask=keep, **structure)
         before = subject(problem)
         dense = to_numpy(before.dense())
         _, k, v = _parts(problem)
         k[~keep] = JUNK * np.sign(k[~keep])
         v[~keep] = -JUNK
-        after = to_numpy(subject(AttentionProblem(problem.q, k, problem.v, key_mask=keep)).dense())
+        after = to_numpy(subject(AttentionProblem(problem.q, k, key_mask=keep, **structure)).dense())
         figures += [
             _share(dense[:, ~keep], dense, "weight on hidden keys"),
             compare(after, dense, what="change when hidden keys change"),
@@ -91,7 +94,7 @@ def _padding(subject: Subject) -> Figure:
                 before @ v, dense[:, keep] @ v[keep], what="output when hidden values change", times_eps=1e4 * JUNK
             ),
         ]
-        if subject.properties.deterministic:
+        if subject.properties.deterministic and not structure:
             removed = AttentionProblem(problem.q, problem.k[keep])
             figures.append(compare(dense[:, keep], _matrix(subject, removed), what="hiding against removing keys"))
     return at_most(figures)

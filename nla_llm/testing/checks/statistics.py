@@ -135,6 +135,8 @@ def _error_promised(subject: Subject, problem: AttentionProblem) -> Figure:
     """The Frobenius error, or over seeds its mean square, against the promised one."""
     method = subject.limited(problem)
     promise = method.theory(problem)
+    if promise is None or not promise.covers:
+        raise Skip("theory: nothing is promised for a plain problem")
     if "error" not in promise.covers or promise.kind == "first order":
         raise Skip(f"theory '{promise.name}' ({promise.kind}) promises nothing that a few draws can test")
     exact, promised = to_numpy(problem.exact().dense()), promise.error("frobenius")
