@@ -79,7 +79,7 @@ def test_class_attributes_are_no_options(option):
 
 
 def test_missing_option():
-    with pytest.raises(ValueError, match="positive_features: .*missing.*'m'; its options are m, "):
+    with pytest.raises(ValueError, match=r"positive_features: .*missing.*'m'; its options are m, "):
         nl.method("positive_features")
 
 
@@ -154,7 +154,7 @@ def test_an_entry_point_may_be_a_module_that_registers_its_methods(fresh):
 
 def test_an_entry_point_that_is_no_class_is_refused(fresh):
     fresh.append(Entry("theirs", lambda: 3))
-    with pytest.raises(TypeError, match="entry point 'theirs'.* int"):
+    with pytest.raises(TypeError, match=r"entry point 'theirs'.* int"):
         nl.methods()
 
 

@@ -1,0 +1,330 @@
+"""Kernel attention against dense definitions; its scales against a reference in the log domain."""
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import nla_llm as nl
+from nla_llm.backend import to_numpy
+from nla_llm.methods.attention.kernel import Features, _elu_plus_one, _running_scale, kernel_attention
+from nla_llm.operators import CausalLowRank, LowRank, RowNormalised, ZeroRowSumError
+
+EPS = np.finfo(np.float64).eps
+
+
+def elu_plus_one(x):
+    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+
+def relu(x):
+    return np.where(x > 0, x, 0)
+
+
+FEATURE_MAPS = {"elu_features": elu_plus_one, "relu_features": relu}
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def mask(n):
+    keep = np.arange(n) % 4 != 2
+    keep[-3:] = False
+    return keep
+
+
+def dense_attention(kernel, *, causal=False, key_mask=None):
+    """Rows of a dense kernel matrix over the visible keys, divided by their sums."""
+    a = kernel if key_mask is None else kernel * key_mask[..., None, :]
+    a = np.tril(a) if causal else a
+    return a / a.sum(axis=-1, keepdims=True)
+
+
+def close(got, want, constant=100):
+    np.testing.assert_allclose(to_numpy(got), want, rtol=0, atol=constant * EPS * max(1.0, np.abs(want).max()))
+
+
+# -- the definition ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=FEATURE_MAPS)
+def name(request):
+    return request.param
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 150])
+def test_definition(name, n, causal, masked, xp):
+    """ReLU kernels need positive coordinates in common: one coordinate is always positive."""
+    q, k = draw(0, 2, n, 6), draw(1, 2, n, 6)
+    q[..., 0], k[..., 0] = abs(q[..., 0]), abs(k[..., 0])
+    key_mask = mask(n) if masked and n > 4 else None
+    phi = FEATURE_MAPS[name]
+    want = dense_attention(phi(q) @ np.swapaxes(phi(k), -1, -2), causal=causal, key_mask=key_mask)
+    visible = None if key_mask is None else xp.asarray(key_mask)
+    problem = nl.AttentionProblem(xp.asarray(q), xp.asarray(k), causal=causal, key_mask=visible)
+    P = nl.method(name)(problem)
+    close(P.dense(), want)
+    close(P @ xp.asarray(draw(2, 2, n, 3)), want @ draw(2, 2, n, 3))
+    close(P.T @ xp.asarray(draw(3, 2, n, 3)), np.swapaxes(want, -1, -2) @ draw(3, 2, n, 3))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_scale_of_the_logits_is_not_used(name, causal):
+    q, k = abs(draw(0, 30, 4)), abs(draw(1, 30, 4))
+    a = nl.method(name)(nl.AttentionProblem(q, k, causal=causal))
+    b = nl.method(name)(nl.AttentionProblem(q, k, causal=causal, scale=7.0))
+    np.testing.assert_array_equal(a.dense(), b.dense())
+
+
+def test_elu_does_not_overflow():
+    x = np.array([-1e4, -1.0, 0.0, 1.0, 1e4], dtype=np.float32)
+    np.testing.assert_allclose(_elu_plus_one(x), [0, np.exp(-1), 1, 2, 10001], rtol=1e-6)
+
+
+def test_a_query_without_a_common_coordinate_is_refused():
+    q, k = np.array([[1.0, -1.0], [1.0, 1.0]]), np.array([[-1.0, 1.0], [-1.0, 2.0]])
+    with pytest.raises(ZeroRowSumError, match=r"50\.00% of the rows"):
+        nl.method("relu_features")(nl.AttentionProblem(q, k))
+
+
+def test_rectangular():
+    q, k = draw(0, 7, 3), draw(1, 11, 3)
+    P = nl.method("elu_features")(nl.AttentionProblem(q, k))
+    close(P.dense(), dense_attention(elu_plus_one(q) @ elu_plus_one(k).T))
+
+
+# -- parallel = chunked = recurrent (B1), rank (B2) --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"m": 7}, {"m": 7, "orthogonal": True}])
+@pytest.mark.parametrize(
+    "kind", ["elu_features", "relu_features", "positive_features", "hyperbolic_features", "trigonometric_features"]
+)
+def test_parallel_chunked_and_recurrent_forms_agree(kind, options):
+    if kind in FEATURE_MAPS:
+        options = {}
+    n, v = 150, draw(2, 150, 3)
+    q, k = 0.3 * draw(0, n, 5), 0.3 * draw(1, n, 5)
+    q[:, 0], k[:, 0] = 0.5 + abs(q[:, 0]), 0.5 + abs(k[:, 0])
+    method = nl.method(kind, **options)
+    full = method(nl.AttentionProblem(q, k), rng=0)
+    parallel = np.exp(_row_log(full))[:, None] * full.op.dense()  # the kernel matrix, all pairs
+    causal = method(nl.AttentionProblem(q, k, causal=True), rng=0)
+    want = dense_attention(parallel, causal=True)
+    amplification = (np.abs(np.tril(parallel)).sum(-1) / np.abs(np.tril(parallel).sum(-1))).max()
+    close(causal @ v, want @ v, 1000 * amplification)
+    assert amplification < 100  # the test is about agreement, not about cancellation
+    close(_decode(causal.op, v), causal @ v, 1000 * amplification)
+
+
+def _row_log(P):
+    return np.zeros(P.shape[-2]) if P.row_scale_log is None else P.row_scale_log
+
+
+def _decode(op, v):
+    """Recurrent form: numerator and denominator from one state; on entering a chunk the state is rescaled."""
+    columns = np.concatenate([v, np.ones((len(v), 1))], axis=1)
+    state, out = np.zeros((op.rank, columns.shape[1])), []
+    for i in range(len(v)):
+        if op.decay is not None and i and i % op.chunk == 0:
+            state = op.decay[i // op.chunk, :, None] * state
+        state, y = CausalLowRank.step(state, op.left[i : i + 1], op.right[i : i + 1], columns[i : i + 1])
+        out.append(y[:, :-1] / y[:, -1:])
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "rank"),
+    [
+        ("uniform", {}, 1),
+        ("elu_features", {}, 5),
+        ("relu_features", {}, 5),
+        ("positive_features", {"m": 4}, 4),
+        ("hyperbolic_features", {"m": 4}, 8),
+        ("trigonometric_features", {"m": 4}, 8),
+    ],
+)
+def test_rank_is_the_number_of_features(kind, options, rank):
+    """B2: division of rows keeps the rank of the kernel matrix, and generic data reach the bound."""
+    P = nl.method(kind, **options)(nl.AttentionProblem(abs(draw(0, 40, 5)), draw(1, 40, 5)), rng=0)
+    values = np.linalg.svd(P.dense(), compute_uv=False)
+    assert np.count_nonzero(values > 1000 * EPS * values[0]) == rank
+    assert isinstance(P.op, LowRank)
+    assert P.op.rank == rank
+
+
+def test_causal_attention_is_not_of_low_rank():
+    """The triangle of a low-rank product is invertible where its diagonal has no zero."""
+    P = nl.method("elu_features")(nl.AttentionProblem(draw(0, 40, 5), draw(1, 40, 5), causal=True))
+    assert np.linalg.matrix_rank(P.dense()) == 40
+
+
+# -- invariances (B3): those that hold, and those that do not ----------------------------------------------------------
+
+
+def difference(method, a, b, rng=0):
+    return np.abs(method(nl.AttentionProblem(*a), rng=rng).dense() - method(nl.AttentionProblem(*b), rng=rng).dense())
+
+
+def test_softmax_ignores_shifts_of_keys_and_a_change_of_basis():
+    q, k, c, M = draw(0, 20, 4), draw(1, 20, 4), draw(2, 4), draw(3, 4, 4) + 3 * np.eye(4)
+
+    def softmax(problem, rng=None):
+        return problem.exact()
+
+    assert difference(softmax, (q, k), (q, k + c)).max() < 1e3 * EPS
+    assert difference(softmax, (q, k), (q @ M, k @ np.linalg.inv(M).T)).max() < 1e3 * EPS * np.linalg.cond(M)
+    assert difference(softmax, (q, k), (q + c, k)).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["elu_features", "positive_features", "hyperbolic_features", "trigonometric_features"])
+def test_feature_maps_have_none_of_these(kind):
+    q, k, c = 0.5 * draw(0, 20, 4), 0.5 * draw(1, 20, 4), draw(2, 4)
+    method = nl.method(kind, **({} if kind == "elu_features" else {"m": 16}))
+    assert difference(method, (q, k), (q, k + c)).max() > 1e-3
+    assert difference(method, (q, k), (2 * q, k / 2)).max() > 1e-3
+
+
+def test_relu_ignores_positive_scales_of_query_rows_and_of_all_keys():
+    q, k = draw(0, 20, 4), draw(1, 20, 4)
+    q[:, 0], k[:, 0] = abs(q[:, 0]), abs(k[:, 0])
+    method, scales = nl.method("relu_features"), np.exp(draw(2, 20, 1))
+    assert difference(method, (q, k), (scales * q, 3 * k)).max() < 100 * EPS
+    assert difference(method, (q, k), (q, scales * k)).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["elu_features", "relu_features", "uniform"])
+def test_permutations_of_keys_and_queries(kind):
+    q, k = abs(draw(0, 20, 4)), abs(draw(1, 15, 4))
+    rows, columns = np.random.default_rng(2).permutation(20), np.random.default_rng(3).permutation(15)
+    method = nl.method(kind)
+    P = method(nl.AttentionProblem(q, k)).dense()
+    close(method(nl.AttentionProblem(q[rows], k[columns])).dense(), P[rows][:, columns])
+
+
+def test_grouped_queries_share_their_keys(name):
+    q, k = abs(draw(0, 2, 3, 80, 4)), abs(draw(1, 2, 1, 80, 4))
+    for causal in (False, True):
+        problem = nl.AttentionProblem(q, k, causal=causal)
+        P, v = nl.method(name)(problem), draw(2, 2, 1, 80, 5)
+        assert P.shape == (2, 3, 80, 80)
+        for index in np.ndindex(2, 3):
+            alone = nl.method(name)(problem.head(index))
+            close(P.dense()[index], alone.dense())
+            close((P @ v)[index], alone @ v[index[0], 0])
+
+
+# -- features whose logarithm is carried apart -------------------------------------------------------------------------
+
+
+def log_reference(log_q, log_k, *, causal):
+    """Rows of the normalised kernel from log φ, row by row, nothing multiplied out."""
+    rows = []
+    for i, a in enumerate(log_q):
+        b = log_k[: i + 1] if causal else log_k
+        log_entries = logsumexp(a + b, axis=1)
+        row = np.zeros(len(log_k))
+        row[: len(b)] = np.exp(log_entries - logsumexp(log_entries))
+        rows.append(row)
+    return np.array(rows)
+
+
+def jumping_keys(n, m, size, seed=5):
+    """Log-features of keys whose level jumps by up to ``size`` between neighbours."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, m)) + size * rng.uniform(-1, 1, (n, 1))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", [0, 20, 300, 3000])
+def test_scales_against_the_log_domain(causal, size):
+    n, m = 100, 6
+    log_q, log_k = draw(4, n, m), jumping_keys(n, m, size)
+    problem = nl.AttentionProblem(np.zeros((n, 1)), np.zeros((n, 1)), causal=causal)
+    P = kernel_attention(problem, Features(log=log_q), Features(log=log_k), nonnegative=True)
+    np.testing.assert_allclose(
+        P.dense(), log_reference(log_q, log_k, causal=causal), rtol=0, atol=100 * EPS * (size + 1)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_each_feature_may_have_its_own_scale(dtype):
+    """Feature r grows while another falls: a scale common to all features would lose one of them."""
+    n, m = 90, 3
+    slope = 8.0 * np.arange(n)[:, None] * np.array([1.0, -1.0, 0.0])
+    log_k = (draw(1, n, m) + slope).astype(dtype)
+    log_q = (draw(0, n, m) - slope).astype(dtype)  # the queries compensate: all features matter in every row
+    problem = nl.AttentionProblem(np.zeros((n, 1), dtype), np.zeros((n, 1), dtype), causal=True)
+    P = kernel_attention(problem, Features(log=log_q), Features(log=log_k), nonnegative=True)
+    want = log_reference(log_q.astype(np.float64), log_k.astype(np.float64), causal=True)
+    np.testing.assert_allclose(P.dense(), want, rtol=0, atol=20 * np.finfo(dtype).eps * 8 * n)
+
+
+@pytest.mark.parametrize(
+    ("step", "chunk"),
+    [(0.0, 64), (4.0, 64), (6.0, 32), (30.0, 8), (100.0, 4), (200.0, 2), (330.0, 1), (3000.0, 1)],
+)
+def test_chunks_are_halved_until_the_exponents_fit(step, chunk):
+    """Keys that grow by ``step`` a token: c rows span (c − 1) step, which may be 0.45 log(max) = 319 in float64."""
+    log_k = step * np.arange(128.0)[:, None] * np.ones(2)
+    assert _running_scale(np.zeros_like(log_k), log_k, 64)[-1] == chunk
+
+
+def test_halved_chunks_against_the_log_domain():
+    n, m = 70, 4
+    log_k = draw(1, n, m) + 400.0 * np.arange(n)[:, None]
+    log_q = draw(0, n, m)
+    problem = nl.AttentionProblem(np.zeros((n, 1)), np.zeros((n, 1)), causal=True)
+    P = kernel_attention(problem, Features(log=log_q), Features(log=log_k), nonnegative=True)
+    assert P.op.chunk == 1
+    np.testing.assert_allclose(P.dense(), log_reference(log_q, log_k, causal=True), rtol=0, atol=EPS * 400 * n)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64, 1000])
+def test_moving_the_scale_changes_no_product(chunk):
+    """What the keys lose the queries and the decays get: log φ(q) + log φ(k) is the same for every pair."""
+    log_q, log_k = draw(0, 23, 3), jumping_keys(23, 3, 10)
+    moved_q, moved_k, decay, c = _running_scale(log_q, log_k, chunk)
+    assert moved_k.max() <= 0
+    assert decay.max() <= 1
+    entered = np.cumsum(np.log(decay), axis=0)[np.arange(23) // c]  # decays met by a token of each chunk
+    pairs = moved_q[:, None] + entered[:, None] + moved_k[None] - entered[None]
+    want = log_q[:, None] + log_k[None]
+    np.testing.assert_allclose(pairs, want, rtol=0, atol=1000 * EPS * np.abs(want).max())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_row_scale_is_the_common_factor_of_the_kernel(causal, xp):
+    n, m = 20, 3
+    log_q, log_k, amplitude = draw(0, n, m), draw(1, n, m), draw(2, n, m)
+    problem = nl.AttentionProblem(xp.asarray(draw(0, n, 1)), xp.asarray(draw(1, n, 1)), causal=causal)
+    queries = Features(xp.asarray(amplitude), xp.asarray(log_q))
+    P = kernel_attention(problem, queries, Features(log=xp.asarray(log_k)), log_factor=0.7)
+    want = np.exp(0.7) * (amplitude * np.exp(log_q)) @ np.exp(log_k).T
+    kernel = np.exp(to_numpy(P.row_scale_log))[:, None] * to_numpy(P.op.dense())
+    close(kernel, np.tril(want) if causal else want, 1000)
+    assert isinstance(P, RowNormalised)
+
+
+def test_features_hide_tokens():
+    keep = np.array([True, False, True])
+    hidden = Features(np.ones((3, 2)), np.zeros((3, 2))).hide(keep)
+    assert hidden.amplitude.tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert hidden.log[1].tolist() == [-np.inf, -np.inf]
+    assert hidden.values(hidden.log).tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert Features(log=np.zeros((3, 1))).hide(None).amplitude is None
+
+
+@pytest.mark.parametrize("kind", ["elu_features", "relu_features", "positive_features"])
+def test_masked_keys_are_as_good_as_absent(kind):
+    """Whatever stands in a masked row: it enters neither numerator nor denominator."""
+    q, k, keep = abs(draw(0, 90, 4)), abs(draw(1, 90, 4)), mask(90)
+    method = nl.method(kind, **({"m": 8} if kind == "positive_features" else {}))
+    garbage = np.where(keep[:, None], k, 50.0)
+    for causal in (False, True):
+        P = method(nl.AttentionProblem(q, garbage, key_mask=keep, causal=causal), rng=0).dense()
+        assert not P[:, ~keep].any()
+        if not causal:
+            close(P[:, keep], method(nl.AttentionProblem(q, k[keep]), rng=0).dense(), 1000)
