@@ -30,6 +30,7 @@ __all__ = [
     "is_array",
     "is_numpy",
     "is_real_floating",
+    "matmul",
     "matmul_where",
     "namespace",
     "parallel",
@@ -121,6 +122,15 @@ def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
     if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
         return np.random.default_rng(int(rng))
     raise TypeError(f"rng must be an int or a numpy.random.Generator for a random method, got {rng!r}; pass rng=0")
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """``a @ b`` in the wider of the two precisions, also in libraries whose products refuse to mix them."""
+    if a.dtype != b.dtype and not is_numpy(a, b):
+        xp = namespace(a, b)
+        dtype = xp.result_type(a.dtype, b.dtype)
+        a, b = xp.astype(a, dtype, copy=False), xp.astype(b, dtype, copy=False)
+    return a @ b
 
 
 def matmul_where(a: Array, b: Array, keep: Array, fill: float = 0.0) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, final
 
-from nla_llm.backend import Array, from_numpy, is_array, namespace, to_numpy
+from nla_llm.backend import Array, from_numpy, is_array, matmul, namespace, to_numpy
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -167,10 +167,10 @@ class Dense(Operator):
         self.nonnegative = nonnegative
 
     def apply(self, x: Array) -> Array:
-        return self.matrix @ x
+        return matmul(self.matrix, x)
 
     def apply_transpose(self, y: Array) -> Array:
-        return self.xp.matrix_transpose(self.matrix) @ y
+        return matmul(self.xp.matrix_transpose(self.matrix), y)
 
     def rows(self, start: int, stop: int) -> Array:
         return self.matrix[..., start:stop, :]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import final
 
-from nla_llm.backend import Array, device_of, is_numpy, matmul_where, namespace, parallel, thread_count
+from nla_llm.backend import Array, device_of, is_numpy, matmul, matmul_where, namespace
+from nla_llm.operators._chunked import chunked_product, chunked_row_sums
 from nla_llm.operators.base import Operator
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 __all__ = ["CausalLowRank", "LowRank", "RowNormalised", "Selection", "ZeroRowSumError"]
 
@@ -37,10 +35,10 @@ class LowRank(Operator):
         return int(self.left.shape[-1])
 
     def apply(self, x: Array) -> Array:
-        return self.left @ (self.xp.matrix_transpose(self.right) @ x)
+        return matmul(self.left, matmul(self.xp.matrix_transpose(self.right), x))
 
     def apply_transpose(self, y: Array) -> Array:
-        return self.right @ (self.xp.matrix_transpose(self.left) @ y)
+        return matmul(self.right, matmul(self.xp.matrix_transpose(self.left), y))
 
     def rows(self, start: int, stop: int) -> Array:
         return self.left[..., start:stop, :] @ self.xp.matrix_transpose(self.right)
@@ -87,93 +85,63 @@ class CausalLowRank(Operator):
         return int(self.left.shape[-1])
 
     def apply(self, x: Array) -> Array:
-        return self._over_heads(self._forward, x)
-
-    def apply_transpose(self, y: Array) -> Array:
-        return self._over_heads(self._backward, y)
-
-    def row_sums(self) -> Array:
+        if is_numpy(self.left, self.right, x):
+            return chunked_product(self, x, transpose=False)
         xp = self.xp
-        state = None
-        sums = []
+        state, out = None, []
         for c, start, stop in self._chunks():
             left, right = self.left[..., start:stop, :], self.right[..., start:stop, :]
-            seen = xp.cumulative_sum(right, axis=-2)
-            if state is not None:
-                seen = seen + self._decayed(state, c)
-            state = seen[..., -1:, :]
-            sums.append(xp.sum(left * seen, axis=-1))
-        return xp.concat(sums, axis=-1)
-
-    def _decayed(self, state: Array, c: int) -> Array:
-        """State (..., 1, m) on entering chunk c."""
-        return state if self.decay is None else self.decay[..., c : c + 1, :] * state
-
-    def _chunks(self) -> list[tuple[int, int, int]]:
-        n = self.shape[-1]
-        return [(c, s, min(s + self.chunk, n)) for c, s in enumerate(range(0, n, self.chunk))]
-
-    @staticmethod
-    def _forward(op: CausalLowRank, x: Array) -> Array:
-        xp = op.xp
-        state, out = None, []
-        for c, start, stop in op._chunks():
-            left, right = op.left[..., start:stop, :], op.right[..., start:stop, :]
             block = x[..., start:stop, :]
-            y = matmul_where(left, xp.matrix_transpose(right), op._lower(stop - start)) @ block
-            update = xp.matrix_transpose(right) @ block
+            y = matmul(matmul_where(left, xp.matrix_transpose(right), self._lower(stop - start)), block)
+            update = matmul(xp.matrix_transpose(right), block)
             if state is not None:
-                if op.decay is not None:
-                    state = op.decay[..., c, :, None] * state
-                y = y + left @ state
+                if self.decay is not None:
+                    state = self.decay[..., c, :, None] * state
+                y = y + matmul(left, state)
                 update = state + update
             state = update
             out.append(y)
         return xp.concat(out, axis=-2)
 
-    @staticmethod
-    def _backward(op: CausalLowRank, y: Array) -> Array:
-        xp = op.xp
+    def apply_transpose(self, y: Array) -> Array:
+        if is_numpy(self.left, self.right, y):
+            return chunked_product(self, y, transpose=True)
+        xp = self.xp
         state, out = None, []
-        for c, start, stop in reversed(op._chunks()):
-            left, right = op.left[..., start:stop, :], op.right[..., start:stop, :]
+        for c, start, stop in reversed(self._chunks()):
+            left, right = self.left[..., start:stop, :], self.right[..., start:stop, :]
             block = y[..., start:stop, :]
-            x = xp.matrix_transpose(matmul_where(left, xp.matrix_transpose(right), op._lower(stop - start))) @ block
-            update = xp.matrix_transpose(left) @ block
+            weights = matmul_where(left, xp.matrix_transpose(right), self._lower(stop - start))
+            x = matmul(xp.matrix_transpose(weights), block)
+            update = matmul(xp.matrix_transpose(left), block)
             if state is not None:
-                x = x + right @ state
+                x = x + matmul(right, state)
                 update = state + update
-            state = update if op.decay is None else op.decay[..., c, :, None] * update
+            state = update if self.decay is None else self.decay[..., c, :, None] * update
             out.append(x)
         return xp.concat(out[::-1], axis=-2)
 
+    def row_sums(self) -> Array:
+        if is_numpy(self.left, self.right):
+            return chunked_row_sums(self)
+        xp = self.xp
+        state, sums = None, []
+        for c, start, stop in self._chunks():
+            left, right = self.left[..., start:stop, :], self.right[..., start:stop, :]
+            seen = xp.cumulative_sum(right, axis=-2)
+            if state is not None:
+                seen = seen + (state if self.decay is None else self.decay[..., c : c + 1, :] * state)
+            state = seen[..., -1:, :]
+            sums.append(xp.sum(left * seen, axis=-1))
+        return xp.concat(sums, axis=-1)
+
+    def _chunks(self) -> list[tuple[int, int, int]]:
+        n = self.shape[-1]
+        return [(c, s, min(s + self.chunk, n)) for c, s in enumerate(range(0, n, self.chunk))]
+
     def _lower(self, size: int) -> Array:
-        device = getattr(self.like, "device", None)
-        row = self.xp.arange(size, device=device)
+        row = self.xp.arange(size, device=device_of(self.like))
         return row[:, None] >= row[None, :]
-
-    def _over_heads(self, apply: Callable[[CausalLowRank, Array], Array], x: Array) -> Array:
-        """``apply(self, x)``, on NumPy with the leading axis shared out among threads."""
-        heads = self.shape[0] if self.ndim > 2 else 1
-        large = self.shape[-1] * self.rank >= 1 << 14  # below, starting threads costs more than it saves (measured)
-        if not (is_numpy(self.left, x) and heads > 1 and large):
-            return apply(self, x)
-
-        def part(share: slice) -> Array:
-            return apply(self._share(share), self._cut(x, share))
-
-        return self.xp.concat(parallel(part, _shares(heads, thread_count())), axis=-self.ndim)
-
-    def _share(self, share: slice) -> CausalLowRank:
-        """The operators of some entries of the leading axis."""
-        decay = None if self.decay is None else self._cut(self.decay, share)
-        return CausalLowRank(self._cut(self.left, share), self._cut(self.right, share), decay=decay, chunk=self.chunk)
-
-    def _cut(self, a: Array, share: slice) -> Array:
-        """The part of ``a`` in a share of the leading axis, ``a`` itself where it is broadcast along it."""
-        if a.ndim < self.ndim or a.shape[-self.ndim] == 1:
-            return a
-        return a[(..., share, *(slice(None),) * (self.ndim - 1))]
 
     @staticmethod
     def step(state: Array, left: Array, right: Array, x: Array) -> tuple[Array, Array]:
@@ -300,9 +268,3 @@ def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     import numpy as np  # noqa: PLC0415 - shapes only
 
     return np.broadcast_shapes(*shapes)
-
-
-def _shares(n: int, parts: int) -> Iterator[slice]:
-    """``range(n)`` cut into at most ``parts`` slices of about equal length."""
-    size = -(-n // parts)
-    return (slice(s, min(s + size, n)) for s in range(0, n, size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from nla_llm.backend import Array, device_of, is_numpy, matmul_where, namespace
+from nla_llm.backend import Array, device_of, is_numpy, matmul, matmul_where, namespace
 from nla_llm.operators._streaming import stream_apply, stream_transpose
 from nla_llm.operators.base import Operator
 
@@ -90,7 +90,7 @@ class SoftmaxAttention(Operator):
             else:
                 shift, total = (a[..., start:stop] for a in known)
                 weights = xp.exp(logits - shift[..., None])
-            outputs.append((weights @ x[..., first:last, :]) / total[..., None])
+            outputs.append(matmul(weights, x[..., first:last, :]) / total[..., None])
         if known is None:
             self._normaliser = xp.concat(shifts, axis=-1), xp.concat(totals, axis=-1)
         return xp.concat(outputs, axis=-2)
@@ -102,7 +102,7 @@ class SoftmaxAttention(Operator):
         xp, parts = self.xp, []
         for start, stop in self._row_blocks():
             weights = xp.exp(self._logits(start, stop) - shift[..., start:stop, None])
-            part = xp.matrix_transpose(weights) @ (y[..., start:stop, :] / total[..., start:stop, None])
+            part = matmul(xp.matrix_transpose(weights), y[..., start:stop, :] / total[..., start:stop, None])
             parts.append(self._pad_keys(part, *self.visible_keys(start, stop)))
         return sum(parts[1:], parts[0])
 

@@ -234,10 +234,14 @@ class ReluFeatures:
 def _elu_plus_one(x: Array) -> Array:
     """1 + x for x > 0 and exp(x) otherwise; the exponential only ever sees the negative part."""
     xp = namespace(x)
-    zero = xp.zeros_like(x)
-    return xp.exp(xp.minimum(x, zero)) + xp.maximum(x, zero)
+    features = xp.exp(xp.minimum(x, _zero(x)))
+    features += xp.maximum(x, _zero(x))
+    return features
 
 
 def _relu(x: Array) -> Array:
-    xp = namespace(x)
-    return xp.maximum(x, xp.zeros_like(x))
+    return namespace(x).maximum(x, _zero(x))
+
+
+def _zero(x: Array) -> Array:
+    return namespace(x).zeros((), dtype=x.dtype, device=device_of(x))
