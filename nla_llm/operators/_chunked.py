@@ -1,8 +1,8 @@
 """The NumPy path of causal low-rank products: threads over heads, chunks in batched products, few calls.
 
-The generic path loops over chunks; with chunks of 64 rows the calls themselves then cost as much as the arithmetic. Here
-the products inside chunks are batched over a group of chunks that fits into the cache, and only the states are carried
-from chunk to chunk.
+The generic path loops over chunks; with chunks of 64 rows the calls themselves then cost as much as the arithmetic.
+Here the products inside chunks are batched over a group of chunks that fits into the cache, and only the states are
+carried from chunk to chunk.
 """
 
 from __future__ import annotations
