@@ -8,6 +8,7 @@ import numpy as np
 from nla_llm.methods import Properties
 from nla_llm.methods.registry import require, whole_number
 from nla_llm.operators import Dense, LowRank, RowNormalised
+from nla_llm.theory import Theory
 
 CONVERGES = Properties(
     family="faulty",
@@ -100,9 +101,7 @@ class RandomKeys(Faulty):
         drawn = np.random.default_rng(rng).permutation(problem.n_k)[: self.m]
         logits = problem.scale * problem.q @ np.swapaxes(problem.k, -1, -2)
         keep = np.isin(np.arange(problem.n_k), drawn)
-        logits = np.where(keep, logits, -np.inf)
-        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return Dense(weights / weights.sum(axis=-1, keepdims=True))
+        return Dense(softmax_where(logits, keep))
 
 
 class NoSignFix(Faulty):
@@ -112,6 +111,29 @@ class NoSignFix(Faulty):
         blocks = -(-self.m // d)
         q = np.linalg.qr(rng.standard_normal((blocks, d, d)))[0].reshape(-1, d)[: self.m]
         return q * np.sqrt(rng.chisquare(d, size=(self.m, 1)))
+
+
+class UnnormalisedDirections(Faulty):
+    """Directions too long by the square root of d, as rows of a Hadamard matrix that was not scaled."""
+
+    def directions(self, rng, d):
+        return np.sqrt(d) * super().directions(rng, d)
+
+
+class ZeroBlocks(Faulty):
+    """Blocks of directions beyond 2d were never filled."""
+
+    def directions(self, rng, d):
+        return super().directions(rng, d) * (np.arange(self.m) < 2 * d)[:, None]
+
+
+class PaddedBlock(Faulty):
+    """Zero keys that fill up the last block of eight count in the denominator."""
+
+    def __call__(self, problem, rng=None):
+        op = super().__call__(problem, rng)
+        missing = -problem.n_k % 8
+        return Dense(op.dense() * (problem.n_k / (problem.n_k + missing))) if problem.n_k > 8 else op
 
 
 class Epsilon(Faulty):
@@ -282,6 +304,70 @@ class WrongTheory(WrongCost):
         return method("positive_features", m=2 * self.m).theory(problem)
 
 
+# -- honest methods of other kinds ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TopKeys:
+    """Softmax over the m largest logits of each row: exact at m = n, worse than uniform attention where it is flat."""
+
+    m: int = 8
+    properties: ClassVar[Properties] = Properties(
+        budget="m", converges=True, nonnegative=True, shift_invariant=True, supports=frozenset({"causal"})
+    )
+
+    def __post_init__(self):
+        whole_number("m", self.m)
+
+    def __call__(self, problem, rng=None):
+        require(self, problem)
+        logits = problem.scale * (problem.q @ np.swapaxes(problem.k, -1, -2))
+        if problem.causal:
+            logits = np.where(np.tril(np.ones(logits.shape[-2:], dtype=bool)), logits, -np.inf)
+        return Dense(softmax_where(logits, self.chosen(logits)))
+
+    def chosen(self, logits):
+        if self.m >= logits.shape[-1]:
+            return np.ones(logits.shape, dtype=bool)
+        return logits >= np.sort(logits, axis=-1)[..., -self.m, None]
+
+
+class Neighbours(TopKeys):
+    """Softmax over the keys at a distance below m: exact at m = n, good where attention is local."""
+
+    properties = replace(TopKeys.properties, permutation_equivariant=False)
+
+    def chosen(self, logits):
+        i, j = np.indices(logits.shape[-2:])
+        return np.broadcast_to((abs(i - j) < self.m) | (j == 0), logits.shape)
+
+
+@dataclass(frozen=True)
+class TaylorPolynomial:
+    """The exponential cut after an even degree, which keeps it positive."""
+
+    degree: int = 8
+    properties: ClassVar[Properties] = Properties(budget="degree", converges=True, nonnegative=True)
+
+    def __post_init__(self):
+        whole_number("degree", self.degree)
+
+    def __call__(self, problem, rng=None):
+        require(self, problem)
+        logits = problem.scale * (problem.q @ np.swapaxes(problem.k, -1, -2))
+        term, kernel = np.ones_like(logits), np.ones_like(logits)
+        for i in range(1, self.degree + self.degree % 2 + 1):
+            term = term * logits / i
+            kernel = kernel + term
+        return RowNormalised(Dense(kernel, nonnegative=True))
+
+
+def softmax_where(logits, keep):
+    logits = np.where(keep, logits, -np.inf)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 def undeclared(problem, rng=None):
     """Somebody's method in its simplest form: exact attention as a function, without any declaration."""
     return Dense(problem.exact(problem.q.dtype).dense())
@@ -330,3 +416,20 @@ class RankTooHigh(FaultyUpdate):
 class CoupledBatch(FaultyUpdate):
     def shrink(self, s):
         return s * (1 - 1e-3 * s.max() / (1 + s.max()))
+
+
+@dataclass(frozen=True)
+class PromisedError:
+    """The update shrunk by a tenth, with ``factor`` times its error as the promise."""
+
+    factor: float
+    kind: str
+    properties: ClassVar[Properties] = Properties(problem="update", target="update", row_stochastic=False)
+
+    def __call__(self, problem, rng=None):
+        return Dense(0.9 * problem.delta)
+
+    def theory(self, problem):
+        norm = np.linalg.norm(problem.delta, axis=(-2, -1))
+        shape = problem.delta.shape
+        return Theory("a tenth", self.kind, "VE", "derived", shape, error_norm=lambda _: self.factor * 0.1 * norm)

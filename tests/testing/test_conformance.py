@@ -10,6 +10,7 @@ from testing import faulty_methods as faulty
 import nla_llm as nl
 from nla_llm.operators import Dense
 from nla_llm.testing import ConformanceError, check_method, check_names
+from nla_llm.testing.checks.statistics import mean_is_one
 
 FAULTS = {
     faulty.Zeros: "converges",
@@ -17,6 +18,9 @@ FAULTS = {
     faulty.RandomKeys: "beats_random_keys",
     faulty.NoSignFix: "unbiased",
     faulty.NoSignFixConvergesOnly: "converges",
+    faulty.UnnormalisedDirections: "unbiased",
+    faulty.ZeroBlocks: "unbiased",
+    faulty.PaddedBlock: "row_sums",
     faulty.Epsilon: "unbiased",
     faulty.EpsilonConvergesOnly: "error_falls",
     faulty.KeyMaximumPerRow: "unbiased",
@@ -87,6 +91,42 @@ def test_no_other_check_raises_a_false_alarm(method):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_honest_base_of_the_faults_passes_for_every_seed(method, seed):
     assert check_method(method, rng=seed).passed
+
+
+@pytest.mark.parametrize(
+    "method", [faulty.TopKeys(), faulty.Neighbours(), faulty.TaylorPolynomial()], ids=lambda x: type(x).__name__
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_honest_methods_of_other_kinds_pass(method, seed):
+    report = check_method(method, rng=seed)
+    assert {"passed"} == {report[name].status for name in ("converges", "error_falls", "beats_random_keys")}
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "sentence"),
+    [
+        (faulty.PromisedError(1.0, "closed form"), "passed", "error against"),
+        (faulty.PromisedError(1.01, "closed form"), "failed", "error against"),
+        (faulty.PromisedError(0.99, "closed form"), "failed", "error against"),
+        (faulty.PromisedError(1.01, "bound"), "passed", "error against"),
+        (faulty.PromisedError(0.99, "bound"), "failed", "error against"),
+        (faulty.PromisedError(1.0, "first order"), "skipped", "promises nothing that a few draws can test"),
+    ],
+    ids=str,
+)
+def test_promised_error_is_tested_as_what_it_is(method, status, sentence):
+    result = check_method(method, raise_on_failure=False)["theory"]
+    assert result.status == status
+    assert sentence in result.reason
+
+
+def test_mean_is_one_finds_a_shift_and_nothing_else():
+    noise = np.random.default_rng(0).standard_normal((500, 20))
+    assert mean_is_one(1 + noise, what="x").holds
+    noise[:, 7] += 0.4
+    assert not mean_is_one(1 + noise, what="x").holds
+    assert not mean_is_one(1 + np.nan * noise, what="x").holds
+    assert mean_is_one(0.5 + 1e-3 * noise, what="x", one_sided=True).holds
 
 
 def test_method_without_declarations_is_told_so():
