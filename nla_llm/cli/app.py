@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from nla_llm.cli import bench, data, tools
+from nla_llm.cli.terminal import sentence, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ app.command("cost")(tools.cost)
 app.command("info")(bench.info)
 
 
-def _version(show: bool) -> None:  # noqa: FBT001 - the signature that typer calls
+def _version(show: bool) -> None:
     if show:
         from nla_llm import __version__  # noqa: PLC0415 - only where it is asked for
 
@@ -42,7 +43,9 @@ def _version(show: bool) -> None:  # noqa: FBT001 - the signature that typer cal
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Options of the command itself."""
 
@@ -52,15 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         app(args=arguments, standalone_mode=True, prog_name="nla-llm")
     except KeyboardInterrupt as stop:
-        _tell(str(stop) or "stopped")
+        tell(str(stop) or "stopped")
         sys.exit(130)
     except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
-        _tell(f"{error}")
+        tell(sentence(error))
         sys.exit(2)
     sys.exit(0)
-
-
-def _tell(sentence: str) -> None:
-    from rich.console import Console  # noqa: PLC0415 - only where something went wrong
-
-    Console(stderr=True, soft_wrap=True).print(sentence, style="red", markup=False, highlight=False)

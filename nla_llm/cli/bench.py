@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
     from nla_llm.study import StudySummary
 
-Studies = Annotated[list[str] | None, typer.Argument(help="Names of studies, or files my_study.py.", show_default=False)]
+Studies = Annotated[
+    list[str] | None, typer.Argument(help="Names of studies, or files my_study.py.", show_default=False)
+]
 Reports = Annotated[Path, typer.Option("--reports", metavar="DIR", help="Folder of the PDFs and their data.")]
 StoreFile = Annotated[Path, typer.Option("--store", metavar="FILE", help="SQLite file of all results.")]
 Scale = Annotated[Literal["small", "default", "full"], typer.Option("--scale", help="How much to compute.")]
 Everything = Annotated[bool, typer.Option("--all", help="Every study, not only the headline set.")]
 
-_STORE, _REPORTS = Path("results/nla_llm.sqlite"), Path("reports")
+STORE, REPORTS = Path("results/nla_llm.sqlite"), Path("reports")
 
 
 def list_() -> None:
@@ -29,6 +31,7 @@ def list_() -> None:
     """
     from rich.table import Table  # noqa: PLC0415 - so that --help stays fast
 
+    from nla_llm.cli.terminal import say  # noqa: PLC0415
     from nla_llm.methods import methods, properties_of  # noqa: PLC0415
     from nla_llm.methods.registry import registered  # noqa: PLC0415
     from nla_llm.study import catalogue  # noqa: PLC0415
@@ -45,42 +48,52 @@ def list_() -> None:
     headline = catalogue.headline()
     for name in catalogue.names():
         studies.add_row(name, catalogue.load(name).question, "yes" if name in headline else "-")
-    _print(table, "", studies)
+    say(table, "", studies)
 
 
-def run(
+def run(  # noqa: PLR0917 - options, given by name
     studies: Studies = None,
     everything: Everything = False,
     scale: Scale = "default",
-    reports: Reports = _REPORTS,
-    store: StoreFile = _STORE,
+    reports: Reports = REPORTS,
+    store: StoreFile = STORE,
     jobs: Annotated[int | None, typer.Option(help="Worker processes; as many as cores by default.")] = None,
     dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = 600.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what the store already has.")] = False,
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all records: .csv or .parquet.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write all records: .csv or .parquet.")
+    ] = None,
 ) -> None:
     """Run studies, write their PDFs, and judge their claims.
 
-    What the store has is not computed again. Exit code: 0 all well, 1 cells failed, 3 a claim came out against expectation.
+    What the store has is not computed again. Exit code: 0 all well, 1 cells failed, 3 a claim is contradicted.
 
     Example: [bold]nla-llm run attention_error --scale small[/]
     """
-    from nla_llm.study import Store, catalogue  # noqa: PLC0415 - so that --help stays fast
+    from nla_llm.cli.terminal import say, show_studies  # noqa: PLC0415 - so that --help stays fast
+    from nla_llm.study import Store, catalogue  # noqa: PLC0415
     from nla_llm.study import run as run_studies  # noqa: PLC0415
 
     if export is not None and export.suffix not in {".csv", ".parquet"}:
         raise ValueError(f"--export writes .csv or .parquet, got {export.name}")
     chosen = studies or (catalogue.names() if everything else None)
     summary = run_studies(
-        chosen, scale=scale, store=store, jobs=jobs, dask=dask, timeout=timeout, resume=not fresh, arguments=sys.argv[1:]
+        chosen,
+        scale=scale,
+        store=store,
+        jobs=jobs,
+        dask=dask,
+        timeout=timeout,
+        resume=not fresh,
+        arguments=sys.argv[1:],
     )
-    _show(summary.studies)
-    _print(*(f"wrote {path}" for path in _write(summary.studies, reports)))
+    show_studies(summary.studies)
+    say(*(f"wrote {path}" for path in write_reports(summary.studies, reports)))
     if export is not None:
         with Store(summary.store, create=False) as kept:
             rows = (kept.export_csv if export.suffix == ".csv" else kept.export_parquet)(export)
-        _print(f"wrote {export}, {rows} rows")
+        say(f"wrote {export}, {rows} rows")
     raise typer.Exit(summary.exit_code)
 
 
@@ -88,20 +101,21 @@ def report(
     studies: Studies = None,
     everything: Everything = False,
     scale: Scale = "default",
-    reports: Reports = _REPORTS,
-    store: StoreFile = _STORE,
+    reports: Reports = REPORTS,
+    store: StoreFile = STORE,
 ) -> None:
     """Write the PDFs again from what the store has, computing nothing.
 
     Example: [bold]nla-llm report cost_crossover[/]
     """
-    from nla_llm.study import Store, catalogue, summarise  # noqa: PLC0415 - so that --help stays fast
+    from nla_llm.cli.terminal import say, show_studies  # noqa: PLC0415 - so that --help stays fast
+    from nla_llm.study import Store, catalogue, summarise  # noqa: PLC0415
 
     chosen = studies or (catalogue.names() if everything else catalogue.headline())
     with Store(store, create=False) as kept:
         summaries = [summarise(catalogue.load(name), kept, scale=scale) for name in chosen]
-    _show(summaries)
-    _print(*(f"wrote {path}" for path in _write(summaries, reports)))
+    show_studies(summaries)
+    say(*(f"wrote {path}" for path in write_reports(summaries, reports)))
 
 
 def info() -> None:
@@ -111,12 +125,13 @@ def info() -> None:
     """
     from rich.table import Table  # noqa: PLC0415 - so that --help stays fast
 
+    from nla_llm.cli.terminal import say  # noqa: PLC0415
     from nla_llm.study import collect  # noqa: PLC0415
 
     table = Table.grid(padding=(0, 2))
     for name, value in collect().items():
         table.add_row(name.replace("_", " "), _plain(value))
-    _print(table)
+    say(table)
 
 
 def _plain(value: Any) -> str:
@@ -127,7 +142,8 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _write(summaries: Iterable[StudySummary], reports: Path) -> list[Path]:
+def write_reports(summaries: Iterable[StudySummary], reports: Path) -> list[Path]:
+    """Write a PDF for each study, and the page that sums up several; the paths."""
     from nla_llm.report import Result, build, build_summary  # noqa: PLC0415 - matplotlib and Typst load here
 
     results = [Result(s.study, s.records, _provenance(s)) for s in summaries]
@@ -140,24 +156,3 @@ def _provenance(summary: StudySummary) -> dict[str, Any]:
     latest = dict(summary.provenance[-1]) if summary.provenance else {}
     earlier = len(summary.provenance) - 1
     return latest | ({"earlier_runs_that_contributed": earlier} if earlier > 0 else {})
-
-
-def _show(summaries: Iterable[StudySummary]) -> None:
-    from rich.text import Text  # noqa: PLC0415 - so that --help stays fast
-
-    colours = {"confirmed": "green", "refuted": "red", "open": "yellow"}
-    for summary in summaries:
-        for line in summary.lines():
-            text = Text(line)
-            for word, colour in colours.items():
-                if line.startswith(f"  {word}"):
-                    text.stylize(f"bold {colour}", 2, 2 + len(word))
-            _print(text)
-
-
-def _print(*things: Any) -> None:
-    from rich.console import Console  # noqa: PLC0415 - so that --help stays fast
-
-    console = Console(highlight=False)
-    for thing in things:
-        console.print(thing, soft_wrap=isinstance(thing, str), markup=False)

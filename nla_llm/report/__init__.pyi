@@ -1,4 +1,5 @@
 from . import build as build
+from . import charts as charts
 from . import figures as figures
 from . import formula as formula
 from . import style as style

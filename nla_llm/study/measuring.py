@@ -1,4 +1,4 @@
-"""What studies and the command line measure of a method: one record for a head or a weight matrix, estimates included."""
+"""What studies and the command line measure of a method: one record for each head, estimates included."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from nla_llm import measures
 from nla_llm.backend import to_numpy
 from nla_llm.measures import Estimate
+from nla_llm.measures.streaming import row_blocks
 from nla_llm.methods import properties_of
 from nla_llm.operators import RowNormalised
 
@@ -112,19 +113,22 @@ def kernel_error(problem: AttentionProblem, method: Any, *, draws: int, seed: in
 
 
 def head_facts(problem: AttentionProblem) -> list[dict[str, float]]:
-    """What kind of head each is: mean entropy of its rows relative to that of uniform attention, and the logits' spread.
+    """What kind of head each is: mean entropy of its rows relative to uniform attention, and the spread of its logits.
 
     0 is an attention that looks at one key only, 1 is uniform attention. ``norm_growth`` is the mean of |x + y|² for
     x = √scale q, y = √scale k: the exponent of the variance of positive random features.
     """
-    weights = to_numpy(problem.exact().dense())
-    visible = np.sum(weights > 0, axis=-1)
-    entropy = -np.sum(weights * np.log(np.where(weights > 0, weights, 1.0)), axis=-1)
-    several = visible > 1
-    relative = np.where(several, entropy, 0.0).sum(axis=-1) / np.where(several, np.log(visible), 0.0).sum(axis=-1)
+    exact, shape = problem.exact(), problem.batch_shape
+    entropy, largest = np.zeros(shape), np.zeros(shape)
+    for start, stop in row_blocks(exact):
+        weights = to_numpy(exact.rows(start, stop))
+        visible = np.sum(weights > 0, axis=-1)
+        rows = -np.sum(weights * np.log(np.where(weights > 0, weights, 1.0)), axis=-1)
+        entropy += np.where(visible > 1, rows, 0.0).sum(axis=-1)
+        largest += np.where(visible > 1, np.log(visible), 0.0).sum(axis=-1)
+    relative = np.divide(entropy, largest, out=np.zeros(shape), where=largest > 0)
     x = np.sqrt(abs(problem.scale)) * to_numpy(problem.q).astype(np.float64)
     y = np.sign(problem.scale) * np.sqrt(abs(problem.scale)) * to_numpy(problem.k).astype(np.float64)
     growth = np.mean(np.sum(x**2, -1), -1) + np.mean(np.sum(y**2, -1), -1) + 2 * np.sum(x.mean(-2) * y.mean(-2), -1)
-    shape = problem.batch_shape
     growth = np.broadcast_to(growth, shape)
     return [{"entropy": float(relative[i]), "norm_growth": float(growth[i])} for i in np.ndindex(shape)]

@@ -1,0 +1,320 @@
+"""The study behind ``nla-llm attention``: methods measured on somebody's own heads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nla_llm import costs
+from nla_llm.cli._heads import Heads, problems_of, stack
+from nla_llm.cli._methods import code_of, found, make, parse
+from nla_llm.methods import Unsupported, properties_of
+from nla_llm.study import Claim, Figure, Skip, Study, Table
+from nla_llm.study.measuring import attention_records, head_facts
+from nla_llm.study.medians import finding, median_text, medians
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+    from nla_llm.study import Cell
+
+__all__ = ["BUDGETS", "METHODS", "attention_study", "heads_table"]
+
+METHODS = ("uniform", "random_keys", "optimal_rank", "elu_features", "positive_features:directions=orthogonal")
+BUDGETS = (16, 64, 256)
+CURVE = ["method", "directions", "label"]
+_ENTRIES = 1 << 24  # of the attention matrices measured in one cell; more heads than that make several cells
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method as it was named, with what its records are called."""
+
+    where: str
+    options: str
+    budget: str | None
+    directions: str | None
+    label: str
+    code: str | None
+
+    @classmethod
+    def named(cls, text: str) -> Chosen:
+        """Find the method that ``text`` names, and see whether it can be made.
+
+        Raises
+        ------
+        ValueError
+            If there is none, it is no method for attention, or its options are wrong.
+        """
+        where, options = parse(text)
+        made = make(where, options, budget=BUDGETS[0])
+        properties = properties_of(made)
+        if properties.problem != "attention":
+            raise ValueError(f"{where} is no method for attention but for an {properties.problem}")
+        budget = None if properties.budget in options or not isinstance(found(where), type) else properties.budget
+        directions = getattr(made, "directions", None)
+        directions = directions if directions in {"iid", "orthogonal"} else None
+        return cls(where, json.dumps(options, sort_keys=True), budget, directions, _label(made, where, options, directions),
+                   code_of(made))  # fmt: skip
+
+    def cells(self, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
+        """Entries of the cells: one for each budget, or one where it has none."""
+        entries = {"method": self.where, "options": self.options, "directions": self.directions, "label": self.label}
+        return [{**entries, "m": m, "code": self.code} for m in (budgets if self.budget else (None,))]
+
+
+def _label(made: Any, where: str, options: dict[str, Any], directions: str | None) -> str:
+    from nla_llm.report.charts import curve_label  # noqa: PLC0415 - matplotlib loads only in the process that draws
+
+    told = (
+        {"directions", "orthogonal"} if is_dataclass(made) and "directions" in {f.name for f in fields(made)} else set()
+    )
+    rest = ", ".join(f"{name} = {value}" for name, value in options.items() if name not in told)
+    return curve_label(where, directions) + (f", {rest}" if rest else "")
+
+
+def attention_study(
+    name: str, source: Heads, methods: list[str] | None = None, budgets: list[int] | None = None, draws: int = 5
+) -> Study:
+    """Study of methods on the heads of a source, to be run like any other.
+
+    Parameters
+    ----------
+    name : str
+        Name of the report.
+    source : TensorHeads or ModelHeads
+    methods : list of str, optional
+        As on the command line, NAME:option=value,...; the yardsticks and two methods by default.
+    budgets : list of int, optional
+        Budgets of the methods that have one; by default 16, 64 and 256, as far as there are so many keys.
+    draws : int
+        Draws of a random method.
+
+    Raises
+    ------
+    ValueError
+        If the heads or a method cannot be had, or two methods are the same.
+    """
+    chosen = [Chosen.named(text) for text in methods or METHODS]
+    twice = [c.label for i, c in enumerate(chosen) if c in chosen[:i]]
+    if twice:
+        raise ValueError(f"--method names {twice[0]} twice")
+    problems = problems_of(source)
+    first = next(iter(problems.values()))
+    sizes = tuple(dict.fromkeys(budgets or (m for m in BUDGETS if m <= first.n_k)))
+    if any(m < 1 for m in sizes):
+        raise ValueError(f"--m must be at least 1, got {min(sizes)}")
+    grid = [
+        {"data": source.digest(), **part, **entry, "draws": draws}
+        for part in _parts(problems)
+        for method in chosen
+        for entry in method.cells(sizes or (first.n_k,))
+    ]
+    return Study(
+        name=name,
+        title=f"Approximate attention on {name.removeprefix('attention-')}",
+        question="How far are cheaper attentions from softmax attention on these heads, between doing nothing and the best possible, and at what cost?",
+        setup=_setup(source, problems, draws),
+        cells=partial(_cells, grid),
+        measure=partial(_measure, source),
+        figures=_figures,
+        tables=_tables,
+        claims=_claims,
+        references=("C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",),
+    )  # fmt: skip
+
+
+def _parts(problems: dict[int | None, Any]) -> list[dict[str, Any]]:
+    """Heads that are measured together."""
+    parts = []
+    for layer, problem in problems.items():
+        heads = int(np.prod(problem.batch_shape, dtype=int))
+        step = max(1, _ENTRIES // (problem.n_q * problem.n_k))
+        parts += [
+            {"layer": layer, "first": i, "last": min(i + step, heads), "n": problem.n_k} for i in range(0, heads, step)
+        ]
+    return parts
+
+
+def _setup(source: Heads, problems: dict[int | None, Any], draws: int) -> str:
+    p = next(iter(problems.values()))
+    heads = sum(int(np.prod(q.batch_shape, dtype=int)) for q in problems.values())
+    structure = ", ".join(sorted(name.replace("_", " ") for name in p.structure)) or "no mask"
+    layers = f" in {len(problems)} layers" if len(problems) > 1 else ""
+    size = f"{p.n_k} tokens" if p.n_q == p.n_k else f"{p.n_q} queries and {p.n_k} keys"
+    heads_word = "head" if heads == 1 else "heads"
+    values = "" if p.v is not None else " There are no values, so no error of the output."
+    return (
+        f"{source.describe()} That makes {heads} {heads_word}{layers} of dimension {p.d} on {size}, {structure}, logits scaled by {p.scale:.6g}.{values} "
+        "The reference is exact attention in float64; errors are relative, of the matrix P and of the output P v. "
+        f"Random methods are drawn {draws} times. Costs are formulas, for one head, in operations (a multiply-add is two)."
+    )  # fmt: skip
+
+
+def _cells(grid: list[dict[str, Any]], _scale: str) -> list[dict[str, Any]]:
+    return grid
+
+
+def _measure(source: Heads, cell: Cell, seed: int) -> list[dict[str, Any]]:
+    """Errors of one method on some heads of one layer, its cost, and what kind of heads they are."""
+    layer: Any = cell["layer"]
+    problem = stack(problems_of(source)[layer], *(int(cell[end] or 0) for end in ("first", "last")))
+    m = cell["m"]
+    method = make(str(cell["method"]), json.loads(str(cell["options"])), budget=None if m is None else int(m))
+    if m is not None and properties_of(method).yardstick and int(m) > min(problem.n_q, problem.n_k):
+        raise Skip(f"m = {m} exceeds the {min(problem.n_q, problem.n_k)} tokens")
+    try:
+        records = attention_records(problem, method, draws=int(cell["draws"] or 1), seed=seed)
+    except Unsupported as reason:
+        raise Skip(str(reason)) from reason
+    cost = {"operations": _operations(method, problem), "exact_operations": _exact_operations(problem)}
+    first = int(cell["first"] or 0)
+    return [
+        record | cost | facts | {"head": first + i}
+        for i, (record, facts) in enumerate(zip(records, head_facts(problem), strict=True))
+    ]
+
+
+def _operations(method: Any, problem: Any) -> int | None:
+    return int(method.cost(problem).at(problem, method).total()) if hasattr(method, "cost") else None
+
+
+def _exact_operations(problem: Any) -> int:
+    return int(costs.exact_attention(problem).at(problem).total())
+
+
+# -- figures and tables ------------------------------------------------------------------------------------------------
+
+
+def _ok(records: pd.DataFrame) -> pd.DataFrame:
+    return records[records["status"] == "ok"]
+
+
+def _draw_budget(fig: Canvas, data: pd.DataFrame) -> None:
+    """Both norms against the budget."""
+    from nla_llm.report import charts, style  # noqa: PLC0415 - matplotlib loads only in the process that draws
+
+    for ax, (norm, part) in zip(fig.subplots(1, 2), data.groupby("norm", sort=False), strict=True):
+        charts.draw_curves(ax, part, "m")
+        style.log_axes(ax, x=2)
+        style.label(ax, "budget m", f"relative {norm} error of P", f"{norm} norm")
+
+
+def _by_norm(ok: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    norms = ("Frobenius", "spectral")
+    return pd.concat([medians(ok, [*CURVE, *by], f"relative_{n.lower()}").assign(norm=n) for n in norms])
+
+
+def _figures(records: pd.DataFrame) -> list[Figure]:
+    """Error against budget, against cost, and by head."""
+    if _ok(records).empty:
+        return []
+    from nla_llm.report import charts  # noqa: PLC0415
+
+    ok = _ok(records)
+    heads = ok.groupby(["layer", "head"], dropna=False).ngroups
+    over = (
+        f"Median over {heads} heads; bands: 95 % intervals of it"
+        if heads > 1
+        else "The one head; bands: 95 % intervals over draws"
+    )
+    grey = "Grey: doing nothing (uniform, random keys) and the best possible of that rank."
+    cost = _by_norm(ok.dropna(subset=["operations"]), ["operations"])
+    cost = cost.assign(exact_operations=int(ok["exact_operations"].iloc[0]))
+    shown = _largest(ok)
+    points = shown.assign(
+        value=shown["relative_frobenius"],
+        lower=shown["relative_frobenius_lower"],
+        upper=shown["relative_frobenius_upper"],
+    )
+    points = points[[*CURVE, "m", "layer", "head", "entropy", "norm_growth", "value", "lower", "upper"]]
+    found = [
+        Figure("cost", f"{over}, against operations by formula; the vertical line is exact attention. The optimal rank is left out: it costs more than "
+               "what it replaces.", charts.draw_against_cost, cost, size=(6.5, 3.9), panels=(1, 2)),
+        Figure("heads", "Every head against the entropy of its rows, each method at its largest budget; bars: 95 % intervals over draws.",
+               charts.draw_against_entropy, points, size=(6.5, 3.7)),
+    ]  # fmt: skip
+    if ok["m"].nunique() > 1:
+        found.insert(
+            0, Figure("budget", f"{over}. {grey}", _draw_budget, _by_norm(ok, ["m"]), size=(6.5, 3.9), panels=(1, 2))
+        )
+    return found
+
+
+def _largest(ok: pd.DataFrame) -> pd.DataFrame:
+    """Each method at its largest budget."""
+    largest = ok.groupby(CURVE, dropna=False)["m"].transform("max")
+    return ok[ok["m"].isna() | (ok["m"] == largest)]
+
+
+def heads_table(records: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method and budget: medians over heads of the errors, and how many heads are better than uniform."""
+    ok = _ok(records)
+    rows = []
+    for (_, _, name, m), group in ok.groupby([*CURVE, "m"], dropna=False, sort=False):
+        operations = group["operations"].iloc[0]
+        row = {
+            "method": name,
+            "m": "" if pd.isna(m) else int(m),
+            "operations": "unknown" if pd.isna(operations) else int(operations),
+            "Frobenius": median_text(group, "relative_frobenius"),
+            "spectral": median_text(group, "relative_spectral"),
+        }
+        if "output_error" in ok.columns:
+            row["output"] = median_text(group, "output_error")
+        better = _better(ok, group)
+        if better is not None:
+            row["better than uniform"] = f"{int(better[0].sum())} of {len(better[0])}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _better(ok: pd.DataFrame, group: pd.DataFrame) -> tuple[Any, Any] | None:
+    """For each head of a group, whether it is surely, and whether it is possibly, closer than uniform attention."""
+    keys = ["layer", "head"]
+    uniform = ok.loc[ok["method"] == "uniform", [*keys, "relative_frobenius"]]
+    if uniform.empty:
+        return None
+    both = group[[*keys, "relative_frobenius_lower", "relative_frobenius_upper"]].merge(uniform, on=keys)
+    reference = both["relative_frobenius"].to_numpy()
+    return both["relative_frobenius_upper"].to_numpy() < reference, both[
+        "relative_frobenius_lower"
+    ].to_numpy() < reference
+
+
+def _tables(records: pd.DataFrame) -> list[Table]:
+    if _ok(records).empty:
+        return []
+    caption = ("Medians over heads of the relative errors with their 95 % intervals (over draws where there is one head), and the number of heads on "
+               "which the whole interval over draws lies below uniform attention.")  # fmt: skip
+    return [Table("heads", caption, heads_table(records))]
+
+
+# -- findings ----------------------------------------------------------------------------------------------------------
+
+
+def _claims(records: pd.DataFrame) -> list[Claim]:
+    """For each method at its largest budget, whether it beats doing nothing on most heads."""
+    if _ok(records).empty:
+        return []
+    ok = _ok(records)
+    found_here = []
+    for (method, _, name, m), group in _largest(ok).groupby([*CURVE, "m"], dropna=False, sort=False):
+        better = _better(ok, group)
+        if better is None or method == "uniform":
+            continue
+        surely, possibly = (float(np.mean(b)) for b in better)
+        what = name if pd.isna(m) else f"{name}, m = {m:.0f},"
+        number = f"{int(better[0].sum())} of {len(group)} heads surely, {int(better[1].sum())} at most; median error {median_text(group, 'relative_frobenius')}"
+        found_here.append(finding(f"{_capital(what)} is closer to softmax attention than uniform attention on most heads",
+                                  f"{_capital(what)} is not closer to softmax attention than uniform attention on most heads", surely, possibly, 0.5, number=number))  # fmt: skip
+    return found_here
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,147 @@
+"""The verbs for somebody's own data: attention, update."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nla_llm.cli.bench import REPORTS, STORE, Reports, StoreFile
+
+if TYPE_CHECKING:
+    from nla_llm.cli._heads import Heads
+    from nla_llm.study import Study, StudySummary
+
+Source = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="File of tensors q, k, v (.safetensors), or a checkpoint directory.")
+]
+Name = Annotated[str | None, typer.Option(metavar="WORD", help="Name of the report instead of that of the data.")]
+Jobs = Annotated[int | None, typer.Option(help="Worker processes; as many as cores by default.")]
+
+
+def attention(  # noqa: PLR0917 - options, given by name
+    source: Source,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:option=value,..]", help="Repeat for several.")
+    ] = None,
+    m: Annotated[
+        list[int] | None, typer.Option(help="Budget; repeat for several. [16, 64, 256]", show_default=False)
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Only the first tokens.", min=1)] = None,
+    draws: Annotated[int, typer.Option(help="Draws of a random method.", min=2)] = 5,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What a checkpoint reads (needs tokenizers).")
+    ] = None,
+    tokens: Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Token ids in place of a text.")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="0,3,5-7", help="Of a checkpoint; all by default.")] = None,
+    q: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the queries in a file.")] = "q",
+    k: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the keys.")] = "k",
+    v: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the values; a file may have none.")] = "v",
+    key_mask: Annotated[str | None, typer.Option(metavar="TENSOR", help="Name of the mask (..., n); 1 = keep.")] = None,
+    causal: Annotated[bool, typer.Option("--causal", help="Query i sees keys up to i.")] = False,
+    scale: Annotated[float | None, typer.Option(help="Of the logits; 1/sqrt(d) by default.")] = None,
+    name: Name = None,
+    reports: Reports = REPORTS,
+    store: StoreFile = STORE,
+    jobs: Jobs = None,
+) -> None:
+    """Measure methods on your own queries and keys, between doing nothing and the best possible.
+
+    Example: [bold]nla-llm attention heads.safetensors --causal --method elu_features[/]
+    """
+    from nla_llm.cli._heads import ModelHeads, TensorHeads, numbers  # noqa: PLC0415 - so that --help stays fast
+    from nla_llm.cli.attention_study import attention_study, heads_table  # noqa: PLC0415
+    from nla_llm.cli.terminal import show_frame  # noqa: PLC0415
+
+    if source.is_dir():
+        _refuse(
+            source,
+            "a file of tensors",
+            q=q != "q",
+            k=k != "k",
+            v=v != "v",
+            key_mask=key_mask,
+            causal=causal,
+            scale=scale,
+        )
+        if (text is None) == (tokens is None):
+            raise ValueError("a checkpoint needs something to read: pass either --text FILE or --tokens FILE.npy")
+        heads: Heads = ModelHeads(source, text, tokens, numbers(layers), n)
+    else:
+        _refuse(source, "a checkpoint directory", text=text, tokens=tokens, layers=layers)
+        heads = TensorHeads(source, q, k, v, key_mask, causal, scale, n)
+    study = attention_study(_name(name, "attention", source), heads, method, m, draws)
+    summary = _run(study, store, jobs)
+    table = heads_table(summary.records) if summary.counts.get("ok") else None
+    if table is not None:
+        show_frame(table, "medians over heads of the relative error, with 95 % intervals")
+    _finish(summary, reports)
+
+
+def update(  # noqa: PLR0917 - options, given by name
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Safetensors file, index of shards, or directory.")],
+    tuned: Annotated[Path, typer.Argument(metavar="TUNED", help="The same after fine-tuning.")],
+    rank: Annotated[
+        list[int] | None, typer.Option(help="Rank; repeat for several. [1, 4, 16, 64]", show_default=False)
+    ] = None,
+    tensors: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only names like '*q_proj*'.")] = None,
+    name: Name = None,
+    reports: Reports = REPORTS,
+    store: StoreFile = STORE,
+    jobs: Jobs = None,
+) -> None:
+    """Show, matrix by matrix, the spectrum of a fine-tune and what its truncation at rank r loses.
+
+    Example: [bold]nla-llm update base/ tuned/ --rank 8 --rank 32 --tensors '*proj*'[/]
+    """
+    from nla_llm.cli.terminal import say, show_frame  # noqa: PLC0415 - so that --help stays fast
+    from nla_llm.cli.update_study import Pair, truncation_table, update_study, whole_table  # noqa: PLC0415
+
+    study, plan = update_study(_name(name, "update", tuned), Pair(base, tuned), rank, tensors)
+    summary = _run(study, store, jobs)
+    if summary.counts.get("ok"):
+        rest = f"see {reports / study.name}"
+        show_frame(whole_table(summary.records), "the update, ‖ΔW‖/‖W‖, its ranks and its storage", rest)
+        show_frame(
+            truncation_table(summary.records),
+            "relative error at rank r: Frobenius, spectral (a zero update: 1, 1)",
+            rest,
+        )
+    for reason in dict.fromkeys(plan.left_out.values()):
+        names = [tensor for tensor, why in plan.left_out.items() if why == reason]
+        say(f"left out, {reason}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+    _finish(summary, reports)
+
+
+def _refuse(source: Path, kind: str, **options: Any) -> None:
+    """Refuse options that mean nothing for this kind of source, rather than ignore them."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False)]
+    if given:
+        raise ValueError(f"{', '.join(given)} is for {kind}, which {source} is not")
+
+
+def _name(name: str | None, verb: str, source: Path) -> str:
+    """Name of a report: a word that can be a file name."""
+    if name is not None:
+        return name
+    stem = source.resolve().name.removesuffix(".safetensors").removesuffix(".json")
+    return f"{verb}-{re.sub(r'[^A-Za-z0-9_-]+', '-', stem).strip('-') or 'data'}"
+
+
+def _run(study: Study, store: Path, jobs: int | None) -> StudySummary:
+    from nla_llm.study import run  # noqa: PLC0415 - so that --help stays fast
+
+    return run(study, store=store, jobs=jobs, arguments=sys.argv[1:]).studies[0]
+
+
+def _finish(summary: StudySummary, reports: Path) -> None:
+    """Verdicts, report, exit code: 1 if a cell failed."""
+    from nla_llm.cli.bench import write_reports  # noqa: PLC0415 - so that --help stays fast
+    from nla_llm.cli.terminal import say, show_studies  # noqa: PLC0415
+
+    show_studies([summary])
+    say(*(f"wrote {path}" for path in write_reports([summary], reports)))
+    raise typer.Exit(summary.exit_code)

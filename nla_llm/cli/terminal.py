@@ -1,0 +1,83 @@
+"""What the verbs print: sentences, tables and verdicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pandas import DataFrame
+
+    from nla_llm.study import StudySummary
+
+__all__ = ["say", "sentence", "show_frame", "show_studies", "tell"]
+
+ROWS = 40  # of a table on the terminal; the CSV beside the report has all
+_VERDICTS = {"confirmed": "green", "refuted": "red", "open": "yellow"}
+
+
+def say(*things: Any) -> None:
+    """Print sentences and rich tables to standard output; sentences are left to the terminal to wrap."""
+    from rich.console import Console  # noqa: PLC0415 - so that --help stays fast
+
+    console = Console(highlight=False)
+    for thing in things:
+        console.print(thing, soft_wrap=isinstance(thing, str), markup=False)
+
+
+def tell(sentence: str, style: str = "red") -> None:
+    """Print a sentence to standard error."""
+    from rich.console import Console  # noqa: PLC0415 - only where something is amiss
+
+    Console(stderr=True, soft_wrap=True).print(sentence, style=style, markup=False, highlight=False)
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception says to a user.
+
+    Examples
+    --------
+    >>> sentence(FileNotFoundError(2, "No such file or directory", "notes.txt"))
+    "cannot open 'notes.txt': no such file or directory"
+    """
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"cannot open {str(error.filename)!r}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return str(error) or type(error).__name__
+
+
+def show_studies(summaries: Iterable[StudySummary]) -> None:
+    """Print what became of studies, with the verdicts of their claims in colour."""
+    from rich.text import Text  # noqa: PLC0415 - so that --help stays fast
+
+    for summary in summaries:
+        for line in summary.lines():
+            text = Text(line)
+            for word, colour in _VERDICTS.items():
+                if line.startswith(f"  {word}"):
+                    text.stylize(f"bold {colour}", 2, 2 + len(word))
+            say(text)
+
+
+def show_frame(data: DataFrame, title: str = "", rest: str = "") -> None:
+    """Print a DataFrame as a table, numbers to the right; of a long one the first rows and where the ``rest`` is."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - so that --help stays fast
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for name in data.columns:
+        numeric = data[name].map(_is_numeric).all()
+        table.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
+    for row in data.head(ROWS).itertuples(index=False):
+        table.add_row(*(_word(value) for value in row))
+    say(table)
+    if len(data) > ROWS:
+        say(f"and {len(data) - ROWS} more rows{f', {rest}' if rest else ''}")
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and value[:1].isdigit()) or value == ""
+
+
+def _word(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,92 @@
+"""Drawings that several studies share: error against budget, cost or entropy, one curve for each method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import style
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["curve_label", "draw_against_cost", "draw_against_entropy", "draw_curves"]
+
+
+def curve_label(method: str, directions: str | None = None) -> str:
+    """Name of a curve.
+
+    Examples
+    --------
+    >>> curve_label("positive_features", "iid"), curve_label("my_package.my_file:MyMethod")
+    ('positive i.i.d.', 'MyMethod')
+    """
+    kind = {"iid": " i.i.d.", "orthogonal": " orthogonal"}.get(directions or "", "")
+    return method.rpartition(":")[2].removesuffix("_features").replace("_", " ") + kind
+
+
+def _curves(data: pd.DataFrame) -> Iterator[tuple[str, str | None, str, pd.DataFrame]]:
+    """Method, directions, label and rows of each curve; a column ``label`` tells curves of one method apart."""
+    keys = ["method", "directions", *(["label"] if "label" in data.columns else [])]
+    for (method, directions, *label), rows in data.groupby(keys, dropna=False, sort=False):
+        directions = directions if isinstance(directions, str) else None
+        yield method, directions, label[0] if label else curve_label(method, directions), rows
+
+
+def draw_curves(ax: Axes, data: pd.DataFrame, x: str) -> None:
+    """One curve for each method; a method without a budget is a level (against budget) or a point (against cost).
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    data : pandas.DataFrame
+        Columns ``method``, ``directions`` (None, "iid" or "orthogonal"), ``median``, ``lower``, ``upper``, the one named
+        ``x``, NaN for a level, and optionally ``label``.
+    x : str
+        Column of the abscissae.
+    """
+    span = data[x].dropna()
+    for method, directions, label, curve in _curves(data):
+        known = curve[x].notna().all()
+        xs = curve[x] if known else [span.min(), span.max()]
+        y, low, high = (curve[c] if known else [curve[c].iloc[0]] * 2 for c in ("median", "lower", "upper"))
+        if method in style.YARDSTICKS:
+            style.yardstick(ax, xs, y, low, high, kind=method)
+        else:
+            style.line(ax, xs, y, low, high, family=method, label=label, variant=directions)
+
+
+def draw_against_cost(figure: Figure, data: pd.DataFrame) -> None:
+    """Errors in several norms against operations, the cost of exact attention as a vertical line.
+
+    Columns ``norm``, ``operations`` and ``exact_operations`` beside those of `draw_curves`. The optimal rank is left
+    out: it costs more than what it replaces.
+    """
+    panels = list(data.groupby("norm", sort=False))
+    for ax, (norm, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw_curves(ax, part[part["method"] != "optimal_rank"], "operations")
+        ax.axvline(part["exact_operations"].iloc[0], color=style.INK, linewidth=0.9)
+        style.log_axes(ax)
+        style.label(ax, "operations for one head", f"relative {norm} error of P", f"{norm} norm")
+
+
+def draw_against_entropy(figure: Figure, data: pd.DataFrame) -> None:
+    """Every head: its error (``value``, ``lower``, ``upper``) against the entropy of its rows."""
+    ax = figure.subplots()
+    for method, directions, label, part in _curves(data):
+        marker, colour = _mark(method, directions)
+        bars: Sequence[Any] = [part["value"] - part["lower"], part["upper"] - part["value"]]
+        ax.errorbar(part["entropy"], part["value"], bars, fmt=marker, color=colour, markersize=3.5, linewidth=0.8,
+                    label=label)  # fmt: skip
+    style.log_axes(ax, x=None)
+    style.label(ax, "mean row entropy relative to uniform attention (0 sharp, 1 flat)", "relative Frobenius error of P")
+
+
+def _mark(method: str, directions: str | None) -> tuple[str, str]:
+    if method in style.YARDSTICKS:
+        colour, _, marker = style.YARDSTICKS[method]
+        return marker, colour
+    return "s" if directions == "orthogonal" else "o", style.colour(method)

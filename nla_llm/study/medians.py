@@ -1,0 +1,89 @@
+"""Medians over heads or tensors with intervals that assume no distribution, and findings that rest on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .claims import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+__all__ = ["finding", "median_interval", "median_text", "medians"]
+
+
+def median_interval(count: int) -> tuple[int, int]:
+    """Order statistics that enclose the median with at least 95 % where ``count`` > 5, the extremes otherwise.
+
+    Examples
+    --------
+    >>> median_interval(36), median_interval(3)
+    ((11, 24), (0, 2))
+    """
+    from scipy.stats import binom  # noqa: PLC0415 - only where figures are drawn
+
+    low = max(int(binom.ppf(0.025, count, 0.5)) - 1, 0)
+    return low, count - 1 - low
+
+
+def medians(records: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame:
+    """Median of a column in each group, with its interval; the interval of the estimate itself where there is but one.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``keys``, ``median``, ``lower``, ``upper`` and ``heads``, how many the median is over.
+    """
+    import pandas as pd  # noqa: PLC0415 - heavy, and no use to a worker
+
+    groups = records.groupby(list(keys), dropna=False, sort=False)
+    return pd.DataFrame([dict(zip(keys, key, strict=True)) | _median(group, column) for key, group in groups])
+
+
+def _median(group: pd.DataFrame, column: str) -> dict[str, Any]:
+    values = np.sort(group[column].to_numpy(dtype=float))
+    low, high = (values[i] for i in median_interval(len(values)))
+    if len(values) == 1 and f"{column}_lower" in group.columns:
+        low, high = (float(group[f"{column}_{end}"].iloc[0]) for end in ("lower", "upper"))
+    return {"median": np.median(values), "lower": low, "upper": high, "heads": len(values)}
+
+
+def median_text(group: pd.DataFrame, column: str) -> str:
+    """Median with its interval, in words.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> median_text(pd.DataFrame({"error": [0.5, 0.25, 0.75]}), "error")
+    '0.5 [0.25, 0.75]'
+    """
+    m = _median(group, column)
+    return f"{m['median']:.3g} [{m['lower']:.3g}, {m['upper']:.3g}]"
+
+
+def finding(holds: str, fails: str, low: float, high: float, threshold: float, *, number: str) -> Claim:
+    """What somebody's own data say: whichever of two sentences is true of a quantity in [low, high].
+
+    Nothing is expected of unknown data, so a finding is confirmed as it stands, or left open.
+
+    Parameters
+    ----------
+    holds, fails : str
+        What is so where the quantity is above the threshold, and where it is not.
+    low, high, threshold : float
+        Interval of the quantity, and the threshold.
+    number : str
+        The number on which it rests.
+
+    Examples
+    --------
+    >>> finding("most heads agree", "most heads disagree", 0.1, 0.2, 0.5, number="1 of 8").sentence
+    'most heads disagree'
+    """
+    if high <= threshold:
+        return Claim(fails, "confirmed", number)
+    return Claim.decide(holds, low, high, threshold, ">", number=number)
