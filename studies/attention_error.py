@@ -12,6 +12,7 @@ import nla_llm as nl
 from nla_llm.problems import embedded, gallery
 from nla_llm.study import Claim, Figure, Study, Table
 from nla_llm.study.measuring import attention_records, head_facts, kernel_error
+from nla_llm.study.medians import median_interval, median_text, medians
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,7 @@ BUDGETED = (
 )
 KERNEL_DRAWS = 8  # draws of a kernel for one of an operator: it is cheap to measure and heavy-tailed
 YARDSTICKS = ("uniform", "random_keys", "optimal_rank")
+CURVE = ("method", "directions")  # what makes a curve
 
 
 def methods(budgets: tuple[int, ...]) -> Iterator[dict[str, Any]]:
@@ -95,104 +97,32 @@ def measure(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def label(method: str, directions: str | None) -> str:
-    """Name of a curve."""
-    kind = {"iid": " i.i.d.", "orthogonal": " orthogonal"}.get(directions or "", "")
-    return method.removesuffix("_features").replace("_", " ") + kind
-
-
-def summary(records: pd.DataFrame, by: list[str], column: str) -> pd.DataFrame:
-    """Median over heads with a distribution-free 95 % interval (order statistics of a binomial)."""
-    rows = []
-    keys = ["method", "directions", *by]
-    for key, group in records.groupby(keys, dropna=False, sort=False):
-        values = np.sort(group[column].to_numpy(dtype=float))
-        low, high = median_interval(len(values))
-        rows.append(dict(zip(keys, key, strict=True)) | {
-            "median": np.median(values), "lower": values[low], "upper": values[high], "heads": len(values),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def median_interval(count: int) -> tuple[int, int]:
-    """Order statistics that enclose the median with at least 95 % where ``count`` > 5, the extremes otherwise."""
-    from scipy.stats import binom  # noqa: PLC0415 - only where figures are drawn
-
-    low = max(int(binom.ppf(0.025, count, 0.5)) - 1, 0)
-    return low, count - 1 - low
-
-
-def draw_curves(ax: Any, data: pd.DataFrame, x: str) -> None:
-    """One curve for each method; a method without a budget is a level (against budget) or a point (against cost)."""
-    from nla_llm.report import style  # noqa: PLC0415 - matplotlib loads only in the process that draws
-
-    span = data[x].dropna()
-    for (method, directions), curve in data.groupby(["method", "directions"], dropna=False, sort=False):
-        directions = directions if isinstance(directions, str) else None
-        xs = curve[x] if curve[x].notna().all() else [span.min(), span.max()]
-        columns = ["median", "lower", "upper"]
-        y, low, high = (curve[c] if len(curve) == len(xs) else [curve[c].iloc[0]] * 2 for c in columns)
-        if method in YARDSTICKS:
-            style.yardstick(ax, xs, y, low, high, kind=method)
-        else:
-            style.line(ax, xs, y, low, high, family=method, label=label(method, directions), variant=directions)
-
-
 def draw_by_kind(fig: Canvas, data: pd.DataFrame) -> None:
     """Error against budget, sharp heads beside flat ones."""
-    from nla_llm.report import style  # noqa: PLC0415
+    from nla_llm.report import charts, style  # noqa: PLC0415 - matplotlib loads only in the process that draws
 
     axes = fig.subplots(1, 2, sharey=True)
     for ax, (kind, part) in zip(axes, data.groupby("kind", sort=False), strict=True):
-        draw_curves(ax, part, "m")
+        charts.draw_curves(ax, part, "m")
         style.log_axes(ax, x=2)
         style.label(ax, "budget m", "" if ax is axes[1] else "relative Frobenius error of P", f"{kind} heads")
 
 
-def draw_cost(fig: Canvas, data: pd.DataFrame) -> None:
-    """Both norms against operations."""
-    from nla_llm.report import style  # noqa: PLC0415
-
-    axes = fig.subplots(1, 2)
-    for ax, (norm, part) in zip(axes, data.groupby("norm", sort=False), strict=True):
-        draw_curves(ax, part[part["method"] != "optimal_rank"], "operations")
-        ax.axvline(part["exact_operations"].iloc[0], color=style.INK, linewidth=0.9)
-        style.log_axes(ax)
-        style.label(ax, "operations for one head", f"relative {norm} error of P", f"{norm} norm")
-
-
 def draw_sweep(fig: Canvas, data: pd.DataFrame) -> None:
     """Gaussian heads: error of P beside that of the kernel, whose closed form is dashed."""
-    from nla_llm.report import style  # noqa: PLC0415
+    from nla_llm.report import charts, style  # noqa: PLC0415
 
     left, right = fig.subplots(1, 2)
-    draw_curves(left, data[data["what"] == "P"], "scale")
+    charts.draw_curves(left, data[data["what"] == "P"], "scale")
     style.log_axes(left, x=None)
     style.label(left, "standard deviation of q and k", "relative Frobenius error of P", f"after normalisation, m = {GAUSSIAN_BUDGET}")
     kernel = data[data["what"] == "kernel"]
     for (method, directions), curve in kernel.groupby(["method", "directions"], sort=False):
         style.line(right, curve["scale"], curve["median"], curve["lower"], curve["upper"],
-                   family=method, label=label(method, directions), variant=directions)  # fmt: skip
+                   family=method, label=charts.curve_label(method, directions), variant=directions)  # fmt: skip
         style.theory_line(right, curve["scale"], curve["theory"], family=method, label="closed form")
     style.log_axes(right, x=None)
     style.label(right, "standard deviation of q and k", "relative mean square error of exp(logits)", "before normalisation")
-
-
-def draw_heads(fig: Canvas, data: pd.DataFrame) -> None:
-    """Every head: its error against its entropy."""
-    from nla_llm.report import style  # noqa: PLC0415
-
-    ax = fig.subplots()
-    for (method, directions), part in data.groupby(["method", "directions"], dropna=False, sort=False):
-        directions = directions if isinstance(directions, str) else None
-        grey = method in YARDSTICKS
-        colour = style.YARDSTICKS[method][0] if grey else style.colour(method)
-        marker = style.YARDSTICKS[method][2] if grey else ("s" if directions == "orthogonal" else "o")
-        low, high = part["value"] - part["lower"], part["upper"] - part["value"]
-        ax.errorbar(part["entropy"], part["value"], [low, high], fmt=marker, color=colour, markersize=3.5, linewidth=0.8,
-                    label=label(method, directions))  # fmt: skip
-    style.log_axes(ax, x=None)
-    style.label(ax, "mean row entropy relative to uniform attention (0 sharp, 1 flat)", "relative Frobenius error of P")
 
 
 def kinds(model: pd.DataFrame) -> pd.Series:
@@ -202,19 +132,21 @@ def kinds(model: pd.DataFrame) -> pd.Series:
 
 def figures(records: pd.DataFrame) -> list[Figure]:
     """The four figures."""
+    from nla_llm.report import charts  # noqa: PLC0415
+
     ok = records[records["status"] == "ok"]
     model, gaussian = ok[ok["input"] == "model"], ok[ok["input"] == "gaussian"]
     model = model.assign(kind=kinds(model))
     heads = model["kind"].value_counts().min() and model.groupby(["layer", "head"]).ngroups
     n = int(ok["n"].iloc[0])
-    by_kind = summary(model, ["m", "kind"], "relative_frobenius").sort_values("kind", ascending=False, kind="stable")
+    by_kind = medians(model, [*CURVE, "m", "kind"], "relative_frobenius").sort_values("kind", ascending=False, kind="stable")
     p = problems(n)[0]
     exact = int(nl.costs.exact_attention(p).at(p).total())
     cost = pd.concat([
-        summary(model, ["operations"], f"relative_{norm}").assign(norm=norm, exact_operations=exact)
+        medians(model, [*CURVE, "operations"], f"relative_{norm}").assign(norm=norm, exact_operations=exact)
         for norm in ("frobenius", "spectral")
     ])  # fmt: skip
-    after = summary(gaussian, ["scale"], "relative_frobenius").assign(what="P")
+    after = medians(gaussian, [*CURVE, "scale"], "relative_frobenius").assign(what="P")
     before = gaussian.dropna(subset=["kernel_error"]).groupby(["method", "directions", "scale"], sort=False)
     kernel = before.apply(pool_kernel, include_groups=False).reset_index().assign(what="kernel")
     budget = int(model["m"].dropna().unique()[min(1, model["m"].nunique() - 1)])
@@ -226,11 +158,11 @@ def figures(records: pd.DataFrame) -> list[Figure]:
                "95 % intervals of the median over heads. Grey: doing nothing (uniform, random keys) and the best possible "
                "of that rank.", draw_by_kind, by_kind, size=(6.5, 3.9), panels=(1, 2)),
         Figure("cost", "The same errors in both norms against operations, counted by formula; the vertical line is exact causal attention. "
-               "The optimal rank is left out: it costs more than what it replaces.", draw_cost, cost, size=(6.5, 3.9), panels=(1, 2)),
+               "The optimal rank is left out: it costs more than what it replaces.", charts.draw_against_cost, cost, size=(6.5, 3.9), panels=(1, 2)),
         Figure("gaussian", f"Gaussian heads (d = {GAUSSIAN_DIM}, n = {n}) of growing scale. Left: medians over {GAUSSIAN_HEADS} heads. Right: the mean square "
                "error of the kernel before normalisation with its 95 % interval over draws, and the closed form of Performer's Lemma 2 "
                "and of its orthogonal extension, dashed.", draw_sweep, pd.concat([after, kernel]), size=(6.5, 3.9), panels=(1, 2)),
-        Figure("heads", f"Every head of the embedded model, m = {budget}; bars: 95 % intervals over draws.", draw_heads, points, size=(6.5, 3.7)),
+        Figure("heads", f"Every head of the embedded model, m = {budget}; bars: 95 % intervals over draws.", charts.draw_against_entropy, points, size=(6.5, 3.7)),
     ]  # fmt: skip
 
 
@@ -244,31 +176,26 @@ def pool_kernel(group: pd.DataFrame) -> pd.Series:
 
 def tables(records: pd.DataFrame) -> list[Table]:
     """Medians over the heads of the model and the share of heads on which a method beats doing nothing."""
+    from nla_llm.report.charts import curve_label  # noqa: PLC0415
+
     ok = records[(records["status"] == "ok") & (records["input"] == "model")]
     uniform = ok[ok["method"] == "uniform"].set_index(["layer", "head"])["relative_frobenius"]
     rows = []
     for (method, directions, m), group in ok.groupby(["method", "directions", "m"], dropna=False, sort=False):
         better = group["relative_frobenius_upper"].to_numpy() < uniform.loc[list(zip(group["layer"], group["head"], strict=True))].to_numpy()
         rows.append({
-            "method": label(method, directions if isinstance(directions, str) else None),
+            "method": curve_label(method, directions if isinstance(directions, str) else None),
             "m": "" if pd.isna(m) else int(m),
             "operations": int(group["operations"].iloc[0]),
-            "Frobenius": median_text(group["relative_frobenius"]),
-            "spectral": median_text(group["relative_spectral"]),
-            "output": median_text(group["output_error"]),
+            "Frobenius": median_text(group, "relative_frobenius"),
+            "spectral": median_text(group, "relative_spectral"),
+            "output": median_text(group, "output_error"),
             "better than uniform": f"{better.sum()} of {len(better)}",
             "negative sums": f"{100 * group['negative_share'].mean():.1f} %",
         })  # fmt: skip
     caption = ("Heads of the embedded model: medians over heads of the relative errors with their 95 % intervals, the number of heads on which the "
                "whole interval over draws lies below uniform attention, and the share of negative row sums.")  # fmt: skip
     return [Table("heads", caption, pd.DataFrame(rows))]
-
-
-def median_text(values: pd.Series) -> str:
-    """Median over heads with its interval."""
-    ordered = np.sort(values.to_numpy(dtype=float))
-    low, high = median_interval(len(ordered))
-    return f"{np.median(ordered):.3g} [{ordered[low]:.3g}, {ordered[high]:.3g}]"
 
 
 # -- claims ------------------------------------------------------------------------------------------------------------
