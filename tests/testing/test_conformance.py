@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from registry import ROWS
 from testing import faulty_methods as faulty
+from testing import honest_methods as honest
 
 import nla_llm as nl
 from nla_llm.operators import Dense
@@ -94,7 +95,7 @@ def test_the_honest_base_of_the_faults_passes_for_every_seed(method, seed):
 
 
 @pytest.mark.parametrize(
-    "method", [faulty.TopKeys(), faulty.Neighbours(), faulty.TaylorPolynomial()], ids=lambda x: type(x).__name__
+    "method", [honest.TopKeys(), honest.Neighbours(), honest.TaylorPolynomial()], ids=lambda x: type(x).__name__
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_honest_methods_of_other_kinds_pass(method, seed):
@@ -130,7 +131,7 @@ def test_mean_is_one_finds_a_shift_and_nothing_else():
 
 
 def test_method_without_declarations_is_told_so():
-    report = check_method(faulty.undeclared)
+    report = check_method(honest.undeclared)
     assert report.passed
     assert report.checks_run == 19
     for name in ("converges", "unbiased", "cost", "theory", "row_sums", "refusals"):
@@ -212,10 +213,10 @@ def declaring(properties):
     [
         ({"method": 3}, TypeError, "method must be callable"),
         ({"method": faulty.Faulty}, TypeError, "pass an instance"),
-        ({"method": faulty.undeclared, "rng": None}, TypeError, "rng must be a whole number"),
-        ({"method": faulty.undeclared, "rng": True}, TypeError, "rng must be a whole number"),
-        ({"method": faulty.undeclared, "problems": []}, ValueError, "problems is empty"),
-        ({"method": faulty.undeclared, "problems": [3]}, TypeError, "problems must be attention or update problems"),
+        ({"method": honest.undeclared, "rng": None}, TypeError, "rng must be a whole number"),
+        ({"method": honest.undeclared, "rng": True}, TypeError, "rng must be a whole number"),
+        ({"method": honest.undeclared, "problems": []}, ValueError, "problems is empty"),
+        ({"method": honest.undeclared, "problems": [3]}, TypeError, "problems must be attention or update problems"),
         ({"method": declaring({"row_stochastic": True})}, TypeError, "properties must be nla_llm.Properties, got dict"),
         ({"method": declaring(nl.Properties(problem="weights"))}, ValueError, "'attention' or 'update', got 'weights'"),
         ({"method": declaring(nl.Properties(supports=frozenset({"mask"})))}, ValueError, "supports names .'mask'."),

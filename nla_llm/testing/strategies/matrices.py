@@ -1,20 +1,4 @@
-"""Hypothesis strategies for problems and matrices, for other people's test suites.
-
-Sizes, structures and one seed are drawn; the entries come from that seed. So a failing example shrinks to small sizes
-and few structures within seconds. Every argument is keyword-only and has a default; an argument that
-would leave nothing to draw is refused at once.
-
-Examples
---------
->>> from hypothesis import given, settings
->>> from nla_llm.testing import strategies
->>> @settings(max_examples=20, derandomize=True, database=None, deadline=None)
-... @given(strategies.attention_problems(max_tokens=12))
-... def rows_of_a_softmax_sum_to_one(problem):
-...     sums = problem.exact().dense().sum(axis=-1)
-...     assert abs(sums - 1).max() < 1e-12
->>> rows_of_a_softmax_sum_to_one()
-"""
+"""Matrices with known singular values and weight updates, drawn."""
 
 from __future__ import annotations
 
@@ -23,26 +7,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from nla_llm.problems import AttentionProblem, UpdateProblem
+from nla_llm.linalg import haar_orthogonal
+from nla_llm.problems import UpdateProblem
+from nla_llm.testing.strategies._arguments import DTYPES, bounds, choices, generator_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from hypothesis.strategies import DrawFn, SearchStrategy
     from numpy.typing import NDArray
 
-__all__ = [
-    "KnownMatrix",
-    "attention_problems",
-    "ill_conditioned",
-    "matrices_with_spectrum",
-    "rank_deficient",
-    "update_problems",
-]
+__all__ = ["KnownMatrix", "ill_conditioned", "matrices_with_spectrum", "rank_deficient", "update_problems"]
 
-STRUCTURES = ("causal", "window", "key_mask", "bias")
-DTYPES = ("float64", "float32")
-LOGIT_SIZES = (1.0, 0.0, 0.1, 10.0, 50.0)  # standard deviations of the logits; the first is what shrinking ends at
 SPECTRA = ("power", "exponential", "low_rank_plus_noise")
 
 
@@ -70,127 +46,6 @@ class KnownMatrix(NamedTuple):
         """Largest over smallest singular value; infinite where one is zero."""
         s = self.singular_values
         return float(s[0] / s[-1]) if s[-1] > 0 else float("inf")
-
-
-# -- attention -----------------------------------------------------------------------------------------------------
-
-
-def attention_problems(
-    *,
-    min_tokens: int = 1,
-    max_tokens: int = 40,
-    max_d: int = 8,
-    structures: Collection[str] = STRUCTURES,
-    rectangular: bool = True,
-    batched: bool = True,
-    values: bool = True,
-    dtypes: Sequence[str] = DTYPES,
-    logit_sizes: Sequence[float] = LOGIT_SIZES,
-) -> SearchStrategy[AttentionProblem]:
-    """Attention problems on NumPy arrays: lengths that are odd, prime or one, unequal n_q and n_k, d = 1, heads.
-
-    Parameters
-    ----------
-    min_tokens, max_tokens
-        Bounds of n_q and n_k.
-    max_d
-        Largest head dimension, and number of columns of v.
-    structures
-        Which of 'causal', 'window', 'key_mask', 'bias' may occur, alone or together. Masks are trailing (padding) or
-        scattered; every query keeps a key.
-    rectangular
-        Whether n_q may differ from n_k (never together with 'causal' or 'window').
-    batched
-        Whether there may be leading axes: a batch, heads, or grouped queries (h, g, n, d) against (h, 1, n, d).
-    values
-        Whether there is a v.
-    dtypes
-        Names of dtypes to choose from.
-    logit_sizes
-        Standard deviations of the logits to choose from. The scale is sometimes 1/√d and sometimes given.
-
-    Raises
-    ------
-    ValueError
-        If an argument leaves nothing to draw.
-
-    Examples
-    --------
-    >>> from hypothesis import given, settings
-    >>> @settings(max_examples=10, derandomize=True, database=None, deadline=None)
-    ... @given(attention_problems(structures=("causal",), batched=False))
-    ... def first_row_sees_itself(problem):
-    ...     if problem.causal:
-    ...         assert abs(problem.exact().dense()[0, 0] - 1) < 1e-12
-    >>> first_row_sees_itself()
-    """
-    _bounds("min_tokens", min_tokens, "max_tokens", max_tokens)
-    _bounds("1", 1, "max_d", max_d)
-    _subset("structures", structures, STRUCTURES)
-    _choices("dtypes", dtypes)
-    _choices("logit_sizes", logit_sizes)
-    allowed = [s for s in STRUCTURES if s in structures]
-
-    @st.composite
-    def problems(draw: DrawFn) -> AttentionProblem:
-        chosen = draw(st.sets(st.sampled_from(allowed))) if allowed else set()
-        n_k = draw(st.integers(min_tokens, max_tokens))
-        square = not rectangular or bool(chosen & {"causal", "window"})
-        n_q = n_k if square else draw(st.integers(min_tokens, max_tokens))
-        d, d_v = draw(st.integers(1, max_d)), draw(st.integers(1, max_d))
-        batch_q, batch_k = draw(_batches()) if batched else ((), ())
-        rng, dtype = _generator(draw), np.dtype(draw(st.sampled_from(list(dtypes))))
-        # the logits of standard normal q and k have standard deviation 1 with the scale 1/√d
-        size = draw(st.sampled_from(list(logit_sizes)))
-        given_scale = draw(st.booleans())
-        q = rng.standard_normal((*batch_q, n_q, d)) * (1.0 if given_scale else size)
-        k = rng.standard_normal((*batch_k, n_k, d))
-        v = rng.standard_normal((*batch_k, n_k, d_v)).astype(dtype) if values else None
-        scale = size / d**0.5 if given_scale else None
-        options = _structure(draw, chosen, n_q=n_q, n_k=n_k, batch=batch_k, rng=rng)
-        if "bias" in options:
-            options["bias"] = options["bias"].astype(dtype)
-        return AttentionProblem(q.astype(dtype), k.astype(dtype), v, scale=scale, **options)
-
-    return problems()
-
-
-@st.composite
-def _batches(draw: DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Leading axes of q and of k: none, the same, or shared keys for a group of queries."""
-    kind = draw(st.sampled_from(["none", "same", "grouped"]))
-    if kind == "none":
-        return (), ()
-    if kind == "same":
-        batch = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=2)))
-        return batch, batch
-    heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    return (heads, group), (heads, 1)
-
-
-def _structure(
-    draw: DrawFn, chosen: set[str], *, n_q: int, n_k: int, batch: tuple[int, ...], rng: np.random.Generator
-) -> dict[str, Any]:
-    """The options of the chosen structures.
-
-    The keys 0, w, 2w, … for a window w (key 0 alone without one) are never hidden, so that every query sees a key.
-    """
-    options: dict[str, Any] = {"causal": "causal" in chosen}
-    if "window" in chosen:
-        options["window"] = draw(st.integers(1, n_k))
-    kept = np.arange(n_k) % options.get("window", n_k) == 0
-    if "key_mask" in chosen:
-        trailing = draw(st.booleans())
-        mask = np.arange(n_k) < draw(st.integers(1, n_k)) if trailing else rng.random((*batch, n_k)) < 0.6
-        options["key_mask"] = np.broadcast_to(mask | kept, (*batch, n_k)).copy()
-    if "bias" in chosen:
-        bias = rng.standard_normal((n_q, n_k))
-        hidden = rng.random((n_q, n_k)) < (0.3 if draw(st.booleans()) else 0.0)
-        options["bias"] = np.where(hidden & ~kept, -np.inf, bias)
-    return options
-
-
-# -- matrices ------------------------------------------------------------------------------------------------------
 
 
 def matrices_with_spectrum(
@@ -221,9 +76,9 @@ def matrices_with_spectrum(
     ...     assert abs(np.linalg.norm(known.matrix, 2) - known.singular_values[0]) < 1e-12 * known.singular_values[0]
     >>> spectral_norm_is_the_first_singular_value()
     """
-    _bounds("min_side", min_side, "max_side", max_side)
-    _bounds("1", 1, "max_condition", max_condition)
-    _choices("dtypes", dtypes)
+    bounds("min_side", min_side, "max_side", max_side)
+    bounds("1", 1, "max_condition", max_condition)
+    choices("dtypes", dtypes)
 
     @st.composite
     def matrices(draw: DrawFn) -> KnownMatrix:
@@ -259,11 +114,11 @@ def ill_conditioned(
     ...     assert abs(np.linalg.cond(known.matrix) / known.condition_number - 1) < 1e-3
     >>> the_condition_number_is_what_it_says()
     """
-    _bounds("min_side", min_side, "max_side", max_side)
-    _bounds("2", 2, "min_side", min_side)
-    _bounds("1", 1, "min_condition", min_condition)
-    _bounds("min_condition", min_condition, "max_condition", max_condition)
-    _bounds("max_condition", max_condition, "1/(4 eps)", 0.25 / np.finfo(np.float64).eps)
+    bounds("min_side", min_side, "max_side", max_side)
+    bounds("2", 2, "min_side", min_side)
+    bounds("1", 1, "min_condition", min_condition)
+    bounds("min_condition", min_condition, "max_condition", max_condition)
+    bounds("max_condition", max_condition, "1/(4 eps)", 0.25 / np.finfo(np.float64).eps)
 
     @st.composite
     def matrices(draw: DrawFn) -> KnownMatrix:
@@ -295,9 +150,9 @@ def rank_deficient(
     ...     assert np.linalg.matrix_rank(known.matrix, tol=1e-4) == known.rank < min(known.matrix.shape)
     >>> numpy_sees_the_rank()
     """
-    _bounds("min_side", min_side, "max_side", max_side)
-    _bounds("2", 2, "min_side", min_side)
-    _choices("dtypes", dtypes)
+    bounds("min_side", min_side, "max_side", max_side)
+    bounds("2", 2, "min_side", min_side)
+    choices("dtypes", dtypes)
 
     @st.composite
     def matrices(draw: DrawFn) -> KnownMatrix:
@@ -308,9 +163,6 @@ def rank_deficient(
         return _with_spectrum(draw, rows, columns, s, dtypes)
 
     return matrices()
-
-
-# -- updates -------------------------------------------------------------------------------------------------------
 
 
 def update_problems(
@@ -349,15 +201,15 @@ def update_problems(
     ...     assert np.linalg.norm(error.dense()) <= np.linalg.norm(problem.delta)
     >>> rank_one_does_not_make_it_worse()
     """
-    _bounds("min_side", min_side, "max_side", max_side)
-    _choices("dtypes", dtypes)
+    bounds("min_side", min_side, "max_side", max_side)
+    choices("dtypes", dtypes)
 
     @st.composite
     def problems(draw: DrawFn) -> UpdateProblem:
         d_out, d_in = draw(st.integers(min_side, max_side)), draw(st.integers(min_side, max_side))
         batch = tuple(draw(st.lists(st.integers(1, 3), max_size=2))) if batched else ()
         dtype = np.dtype(draw(st.sampled_from(list(dtypes))))
-        kind, rng = draw(st.sampled_from(SPECTRA)), _generator(draw)
+        kind, rng = draw(st.sampled_from(SPECTRA)), generator_of(draw)
         s = _update_spectrum(kind, min(d_out, d_in))
         delta = _product(rng, d_out, d_in, s, batch)
         if kind == "low_rank_plus_noise":
@@ -369,11 +221,7 @@ def update_problems(
     return problems()
 
 
-# -- helpers -------------------------------------------------------------------------------------------------------
-
-
-def _generator(draw: DrawFn) -> np.random.Generator:
-    return np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+# -- helpers ---------------------------------------------------------------------------------------------------
 
 
 def _spectrum(kind: str, n: int, condition: float) -> NDArray[np.float64]:
@@ -398,30 +246,13 @@ def _update_spectrum(kind: str, n: int) -> NDArray[np.float64]:
 
 def _with_spectrum(draw: DrawFn, rows: int, columns: int, s: NDArray[np.float64], dtypes: Sequence[str]) -> KnownMatrix:
     dtype = np.dtype(draw(st.sampled_from(list(dtypes))))
-    return KnownMatrix(_product(_generator(draw), rows, columns, s).astype(dtype), s)
+    return KnownMatrix(_product(generator_of(draw), rows, columns, s).astype(dtype), s)
 
 
 def _product(
     rng: np.random.Generator, rows: int, columns: int, s: NDArray[np.float64], batch: tuple[int, ...] = ()
 ) -> NDArray[np.float64]:
     """U diag(s) Vᵀ (*batch, rows, columns) with U and V from the Haar measure."""
-    from nla_llm.linalg import haar_orthogonal  # noqa: PLC0415 - loads SciPy with it
-
     u, v = haar_orthogonal(rows, rng, batch=batch), haar_orthogonal(columns, rng, batch=batch)
     product: NDArray[np.float64] = (u[..., : s.size] * s) @ np.swapaxes(v[..., : s.size], -1, -2)
     return product
-
-
-def _bounds(lower_name: str, lower: float, upper_name: str, upper: float) -> None:
-    if not 1 <= lower <= upper:
-        raise ValueError(f"{lower_name} must be at least 1 and at most {upper_name}, got {lower} and {upper}")
-
-
-def _subset(name: str, given: Collection[str], known: Sequence[str]) -> None:
-    if isinstance(given, str) or not set(given) <= set(known):
-        raise ValueError(f"{name} must be a collection of names among {', '.join(known)}, got {given!r}")
-
-
-def _choices(name: str, given: Sequence[Any]) -> None:
-    if isinstance(given, str) or not list(given):
-        raise ValueError(f"{name} must be a sequence with at least one entry, got {given!r}")
