@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nla_llm.backend import Array, eps, from_numpy, namespace, to_numpy
+from nla_llm.backend import Array, eps, from_numpy, is_numpy, namespace, parallel, thread_count, to_numpy
 from nla_llm.linalg import widen
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
 
-__all__ = ["EntryNorms", "entry_norms", "frobenius_by_rows", "rounding", "row_blocks"]
+__all__ = ["EntryNorms", "dense_blocks", "entry_norms", "frobenius_by_rows", "rounding", "row_blocks"]
 
 _SAFE_SQUARE = 1e-250  # sums of squares above it, and below its inverse, have lost nothing to under- or overflow
 _BLOCK_ENTRIES = 1 << 21  # entries held at once, batch axes included: 16 MB in float64 whatever n is
@@ -28,6 +28,14 @@ def row_blocks(op: Operator) -> Iterator[tuple[int, int]]:
     n = op.shape[-2]
     step = max(1, _BLOCK_ENTRIES // max(1, math.prod(op.shape) // n))
     return ((start, min(start + step, n)) for start in range(0, n, step))
+
+
+def dense_blocks(op: Operator) -> Iterator[Array]:
+    """Blocks of rows from the top, float64; on NumPy as many at a time as there are threads."""
+    ranges = list(row_blocks(op))
+    at_once = thread_count() if is_numpy(op.rows(0, 1)) else 1
+    for first in range(0, len(ranges), at_once):
+        yield from parallel(lambda block: widen(op.rows(*block)), ranges[first : first + at_once])
 
 
 def rounding(op: Operator) -> float:
@@ -59,8 +67,8 @@ def entry_norms(op: Operator) -> EntryNorms:
     batch, xp = op.batch_shape, op.xp
     squares, inf, maximum = _SquareSum(batch), np.zeros(batch), np.zeros(batch)
     columns = np.zeros((*batch, op.shape[-1]))
-    for start, stop in row_blocks(op):
-        block = xp.abs(widen(op.rows(start, stop)))
+    for rows in dense_blocks(op):
+        block = xp.abs(rows)
         squares.add(block)
         columns += to_numpy(xp.sum(block, axis=-2))
         inf = np.maximum(inf, to_numpy(xp.max(xp.sum(block, axis=-1), axis=-1)))
@@ -78,8 +86,8 @@ def frobenius_by_rows(op: Operator) -> NDArray[Any]:
         If the operator has an entry that is not finite.
     """
     squares = _SquareSum(op.batch_shape)
-    for start, stop in row_blocks(op):
-        squares.add(widen(op.rows(start, stop)))
+    for rows in dense_blocks(op):
+        squares.add(rows)
     _check_finite(op, squares.root())
     return squares.root()
 
