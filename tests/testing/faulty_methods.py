@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from testing.honest_methods import softmax_where
 
+from nla_llm.backend import generator
 from nla_llm.methods import Properties
 from nla_llm.methods.registry import require, whole_number
 from nla_llm.operators import Dense, LowRank, RowNormalised
@@ -34,7 +35,7 @@ class Faulty:
 
     def __call__(self, problem, rng=None):
         require(self, problem)
-        log_q, log_k = self.logs(problem, np.random.default_rng(rng) if rng is not None else None)
+        log_q, log_k = self.logs(problem, generator(rng))
         top_q, top_k = log_q.max(axis=-1, keepdims=True), self.key_scale(log_k)
         phi_q, phi_k = self.finish(np.exp(log_q - top_q)), self.finish(np.exp(log_k - top_k))
         kernel = phi_q @ np.swapaxes(phi_k, -1, -2) * self.visible(problem)
@@ -99,7 +100,7 @@ class RandomKeys(Faulty):
 
     def __call__(self, problem, rng=None):
         require(self, problem)
-        drawn = np.random.default_rng(rng).permutation(problem.n_k)[: self.m]
+        drawn = generator(rng).permutation(problem.n_k)[: self.m]
         logits = problem.scale * problem.q @ np.swapaxes(problem.k, -1, -2)
         keep = np.isin(np.arange(problem.n_k), drawn)
         return Dense(softmax_where(logits, keep))
@@ -178,6 +179,13 @@ class KeyMaximumPerRowConvergesOnly(Faulty):
         return log_k.max(axis=-1, keepdims=True)
 
 
+class HiddenRandomness(Faulty):
+    """Draws from the clock where no seed is given."""
+
+    def __call__(self, problem, rng=None):
+        return super().__call__(problem, np.random.default_rng(rng))
+
+
 class ForgottenScale(Faulty):
     def scale(self, problem):
         return 1.0
@@ -245,7 +253,7 @@ class ScalesMultipliedOut(Faulty):
     def __call__(self, problem, rng=None):
         require(self, problem)
         root = np.sqrt(problem.q.dtype.type(self.scale(problem)))
-        omega = self.directions(np.random.default_rng(rng), problem.d).astype(problem.q.dtype)
+        omega = self.directions(generator(rng), problem.d).astype(problem.q.dtype)
         phi_q, phi_k = (self.trigonometric(root * z, omega) for z in (problem.q, problem.k))
         return RowNormalised(Dense(phi_q @ np.swapaxes(phi_k, -1, -2)))
 

@@ -137,13 +137,19 @@ def _different_seeds(subject: Subject) -> None:
         raise AssertionError("different seeds gave the same answer, though the method declares that it is random")
 
 
-def _no_rng_needed(subject: Subject) -> None:
-    if not (subject.declared and subject.properties.deterministic):
-        raise Skip("declared random" if subject.declared else "randomness: not declared")
+def _without_rng(subject: Subject) -> None:
     problem = next(iter(subject.problems()))
     method = subject.limited(problem)
-    if not _same(to_numpy(method(problem).dense()), to_numpy(method(problem, rng=3).dense())):
-        raise AssertionError("declared deterministic, but the answer without rng differs from the one with rng=3")
+    if subject.declared and subject.properties.deterministic:
+        if not _same(to_numpy(method(problem).dense()), to_numpy(method(problem, rng=3).dense())):
+            raise AssertionError("declared deterministic, but the answer without rng differs from the one with rng=3")
+        return
+    try:
+        one, two = (to_numpy(method(problem).dense()) for _ in range(2))
+    except (TypeError, ValueError):
+        return
+    if not _same(one, two):
+        raise AssertionError("two calls without rng differ: randomness is an argument, never a hidden state")
 
 
 def _budget_is_checked(subject: Subject) -> None:
@@ -279,7 +285,7 @@ UNIVERSAL = (
     Check("inputs_unchanged", "Queries, keys, values, masks and weights are not edited in place.", _inputs_unchanged),
     Check("same_seed", "The same seed gives the same answer.", _same_seed),
     Check("different_seeds", "A random method depends on its seed.", _different_seeds),
-    Check("no_rng_needed", "A deterministic method needs no rng and ignores it.", _no_rng_needed),
+    Check("without_rng", "A deterministic method needs no rng; a random one draws nothing without it.", _without_rng),
     Check("budget_is_checked", "A budget below one is refused with a sentence.", _budget_is_checked),
     Check("array_api", "Another array library gives the same answer.", _array_api),
     Check("empty_refused", "An empty input is refused with a ValueError that says so.", _empty),
