@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -76,11 +78,12 @@ class AttentionProblem:
         key_mask: Array | None = None,
         bias: Array | None = None,
     ) -> None:
-        for name, a in (("q", q), ("k", k), ("v", v)):
-            if a is not None:
-                _check_matrix(name, a)
-        if scale is None:
-            scale = float(q.shape[-1]) ** -0.5
+        _check_matrix("q", q)
+        _check_matrix("k", k)
+        if v is not None:
+            _check_matrix("v", v)
+        # a Python float: one of NumPy would turn the logits of float32 queries into float64
+        scale = float(q.shape[-1]) ** -0.5 if scale is None else _finite_number("scale", scale, "1/sqrt(d)")
         fields = {"q": q, "k": k, "v": v, "scale": scale, "causal": causal, "window": window}
         for name, value in (fields | {"key_mask": key_mask, "bias": bias}).items():
             object.__setattr__(self, name, value)
@@ -191,20 +194,23 @@ class AttentionProblem:
 
     def _check(self) -> None:
         q, k, v = self.q, self.k, self.v
+        _check_one_library(q=q, k=k, v=v, key_mask=self.key_mask, bias=self.bias)
+        if q.dtype != k.dtype:
+            raise TypeError(f"q and k must have the same dtype, got {q.dtype} and {k.dtype}; convert one of them")
         if q.shape[-1] != k.shape[-1]:
             raise ValueError(f"q and k must have the same last axis d, got q {q.shape} and k {k.shape}")
         if v is not None and v.shape[-2] != k.shape[-2]:
             raise ValueError(f"v must have as many rows as k, got v {v.shape} and k {k.shape}")
-        if not (np.isfinite(self.scale) and np.ndim(self.scale) == 0):
-            raise ValueError(f"scale must be one finite number, got {self.scale!r}; leave it out for 1/sqrt(d)")
+        self._check_size_of_logits()
+        if not isinstance(self.causal, bool | np.bool_):
+            raise TypeError(f"causal must be True or False, got {self.causal!r}")
         if (self.causal or self.window is not None) and self.n_q != self.n_k:
             raise ValueError(
                 f"causal and window need as many queries as keys, got n_q={self.n_q} and n_k={self.n_k}; "
                 "for decoding pass the whole sequence, or a key_mask"
             )
-        if self.window is not None and (
-            isinstance(self.window, bool) or int(self.window) != self.window or self.window < 1
-        ):
+        whole = isinstance(self.window, int | np.integer) and not isinstance(self.window, bool)
+        if self.window is not None and not (whole and self.window >= 1):
             raise ValueError(f"window must be a whole number >= 1 (1 sees the token itself), got {self.window!r}")
         self._check_mask_and_bias()
         try:
@@ -216,10 +222,20 @@ class AttentionProblem:
             raise ValueError(f"the leading axes of the arrays do not broadcast: {shapes}") from None
         self._check_every_query_sees_a_key()
 
+    def _check_size_of_logits(self) -> None:
+        """Finite entries are not enough: the logits must be finite in the float64 of the reference."""
+        xp = self.xp
+        largest = [float(xp.max(xp.abs(a))) for a in (self.q, self.k)]
+        if not isfinite(self.scale * self.d * largest[0] * largest[1]):
+            raise ValueError(
+                f"logits up to scale * d * max|q| * max|k| = {self.scale:.3g} * {self.d} * {largest[0]:.3g} * "
+                f"{largest[1]:.3g} overflow float64, so their softmax is undefined; scale q or k down"
+            )
+
     def _check_mask_and_bias(self) -> None:
         xp = self.xp
         if self.key_mask is not None:
-            if not (is_array(self.key_mask) and xp.isdtype(self.key_mask.dtype, "bool")):
+            if not (is_array(self.key_mask) and namespace(self.key_mask).isdtype(self.key_mask.dtype, "bool")):
                 raise TypeError("key_mask must be a boolean array (..., n_k), True = keep; pass mask.astype(bool)")
             if self.key_mask.ndim < 1 or self.key_mask.shape[-1] != self.n_k:
                 raise ValueError(f"key_mask must be (..., n_k={self.n_k}), got {self.key_mask.shape}")
@@ -289,12 +305,14 @@ class UpdateProblem:
             _check_matrix("inputs", self.inputs)
             if self.inputs.shape[-1] != self.delta.shape[-1]:
                 raise ValueError(f"inputs must be (samples, d_in={self.delta.shape[-1]}), got {self.inputs.shape}")
+        _check_one_library(delta=self.delta, base=self.base, inputs=self.inputs)
 
     @classmethod
     def between(cls, base: Array, tuned: Array, *, inputs: Array | None = None) -> Self:
         """The update from ``base`` to ``tuned``."""
         _check_matrix("base", base)
         _check_matrix("tuned", tuned)
+        _check_one_library(base=base, tuned=tuned)
         if base.shape != tuned.shape:
             raise ValueError(f"base and tuned must have the same shape, got {base.shape} and {tuned.shape}")
         return cls(tuned - base, base=base, inputs=inputs)
@@ -345,6 +363,8 @@ class UpdateProblem:
 def _check_floating(name: str, a: Any) -> None:
     if not is_array(a):
         raise TypeError(f"{name} must be an array, got {type(a).__name__}; pass numpy.asarray({name}, dtype=float)")
+    if isinstance(a, np.matrix | np.ma.MaskedArray):  # they change what * means, or hide entries
+        raise TypeError(f"{name} must be a plain array, got numpy {type(a).__name__}; pass numpy.asarray({name})")
     if not is_real_floating(a):
         raise TypeError(f"{name} must be real and floating, got dtype {a.dtype}; convert it to float32 or float64")
 
@@ -359,3 +379,15 @@ def _check_matrix(name: str, a: Any) -> None:
     if not bool(xp.all(xp.isfinite(a))):
         bad = int(xp.sum(xp.astype(~xp.isfinite(a), xp.int64)))
         raise ValueError(f"{name} has {bad} entries that are NaN or infinite; a softmax or norm of them means nothing")
+
+
+def _check_one_library(**arrays: Array | None) -> None:
+    libraries = {name: namespace(a).__name__.rsplit(".", 1)[-1] for name, a in arrays.items() if is_array(a)}
+    if len(set(libraries.values())) > 1:
+        raise TypeError(f"all arrays must come from one library, got {libraries}; convert them to that of the first")
+
+
+def _finite_number(name: str, value: Any, default: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+        raise ValueError(f"{name} must be one finite number, got {value!r}; leave it out for {default}")
+    return float(value)

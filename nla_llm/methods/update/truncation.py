@@ -45,12 +45,15 @@ class TruncatedSVD:
         whole_number("rank", self.rank)
 
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRank:
-        """Operator of class LowRank, computed in the precision of the update."""
+        """Operator of class LowRank, in the precision of the update; in float32 where that is a half precision."""
         require(self, problem)
         if self.rank > min(problem.d_out, problem.d_in):
             raise ValueError(f"rank={self.rank} exceeds the dimensions of the update, {problem.d_out} x {problem.d_in}")
         xp, r = problem.xp, self.rank
-        u, s, vt = xp.linalg.svd(problem.delta, full_matrices=False)
+        delta = problem.delta
+        if delta.dtype not in (xp.float32, xp.float64):  # no library decomposes in less
+            delta = xp.astype(delta, xp.float32)
+        u, s, vt = xp.linalg.svd(delta, full_matrices=False)
         return LowRank(u[..., :, :r] * s[..., None, :r], xp.matrix_transpose(vt[..., :r, :]))
 
     def theory(self, problem: UpdateProblem) -> Theory:
