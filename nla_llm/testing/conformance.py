@@ -87,14 +87,22 @@ def check_method(
 
 
 def check_names(problem: str = "attention") -> tuple[str, ...]:
-    """Names of all checks for methods of one kind of problem.
+    """Names of all checks for methods of one kind of problem, the keys of ``expected_failures``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
 
     Examples
     --------
     >>> "causality" in check_names(), "rank" in check_names("update")
     (True, True)
     """
-    return tuple(check.name for check in {"attention": ATTENTION, "update": UPDATE}[problem])
+    tables = {"attention": ATTENTION, "update": UPDATE}
+    if problem not in tables:
+        raise ValueError(f"problem must be one of {', '.join(tables)}, got {problem!r}")
+    return tuple(check.name for check in tables[problem])
 
 
 def _run(check: Check, subject: Subject, expected: Mapping[str, str]) -> Result:

@@ -176,6 +176,12 @@ def test_report_counts_and_lists_every_check():
         report["nothing"]
 
 
+def test_kinds_of_problems_have_names():
+    assert set(check_names("update")) & set(check_names("attention")) >= {"returns_operator", "cost", "theory"}
+    with pytest.raises(ValueError, match="problem must be one of attention, update, got 'weights'"):
+        check_names("weights")
+
+
 def test_report_as_html_escapes_and_counts():
     report = check_method(faulty.NotAnOperator(), raise_on_failure=False)
     html = report._repr_html_()
