@@ -45,6 +45,13 @@ class Neighbours(TopKeys):
         return np.broadcast_to((abs(i - j) < self.m) | (j == 0), logits.shape)
 
 
+class ExactAtEveryBudget(TopKeys):
+    """Nothing is left to fall."""
+
+    def chosen(self, logits):
+        return np.ones(logits.shape, dtype=bool)
+
+
 @dataclass(frozen=True)
 class TaylorPolynomial:
     """The exponential cut after an even degree, which keeps it positive."""

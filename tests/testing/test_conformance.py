@@ -95,7 +95,9 @@ def test_the_honest_base_of_the_faults_passes_for_every_seed(method, seed):
 
 
 @pytest.mark.parametrize(
-    "method", [honest.TopKeys(), honest.Neighbours(), honest.TaylorPolynomial()], ids=lambda x: type(x).__name__
+    "method",
+    [honest.TopKeys(), honest.Neighbours(), honest.ExactAtEveryBudget(), honest.TaylorPolynomial()],
+    ids=lambda x: type(x).__name__,
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_honest_methods_of_other_kinds_pass(method, seed):

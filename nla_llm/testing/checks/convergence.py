@@ -46,11 +46,11 @@ def _error_falls(subject: Subject) -> Figure:
     log_errors = _climb(subject, _opposed(subject))
     last = max(log_errors)
     first = max([b for b in log_errors if b <= last // 256], default=min(log_errors))
+    if np.mean(log_errors[last]) <= np.log(1e-6):  # it has arrived at rounding
+        return Figure(float(np.exp(np.mean(log_errors[last]))), 1e-6, f"error at {subject.properties.budget}={last}")
     if first == last:
         raise AssertionError(f"only one budget ({last}) was accepted, so nothing can fall; the others were refused")
     what = f"error at {subject.properties.budget}={last} over that at {first}"
-    if np.mean(log_errors[last]) <= np.log(1e-6):  # it has arrived at rounding
-        return Figure(float(np.exp(np.mean(log_errors[last]))), 1e-6, f"error at {subject.properties.budget}={last}")
     return _test(log_errors[last] - log_errors[first], 0.5, what)
 
 
