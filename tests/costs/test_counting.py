@@ -91,10 +91,17 @@ def test_every_registered_method_has_a_row_and_a_formula():
 def test_a_counted_run_has_the_values_of_the_plain_run(method, causal):
     if causal and getattr(method, "recentre", False):
         return
+    """Equal to the last bit, but to rounding where NumPy takes a path of its own (causal products, row sums)."""
     problem = attention_problem(70, 70, causal=causal)
-    plain = method(problem, 0) @ problem.v
+    plain = method(problem, 0)
     wrapped = problem.map(counted)
-    assert np.array_equal((method(wrapped, 0) @ wrapped.v).array, plain)
+    values = (method(wrapped, 0) @ wrapped.v).array
+    if not causal:
+        assert np.array_equal(values, plain @ problem.v)
+        return
+    # The features are the same numbers; sums of fewer than 70 · 32 products, then divided, may differ in their order.
+    size = np.max(np.abs(plain.dense()) @ np.abs(problem.v))
+    np.testing.assert_allclose(values, plain @ problem.v, rtol=0, atol=64 * np.finfo(float).eps * size)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -87,7 +87,7 @@ def close(a, b, scale=1.0):
 
 def test_every_class_has_a_row():
     seen = {type(make(())) for make in TABLE.values()}
-    assert seen == set(Operator.__subclasses__())
+    assert seen == {cls for cls in Operator.__subclasses__() if cls.__module__.startswith("nla_llm.")}
 
 
 def test_apply_agrees_with_dense(op):
