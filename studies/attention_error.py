@@ -1,4 +1,4 @@
-"""How wrong is each approximate attention on the heads of a trained model, between doing nothing and the best possible?"""
+"""How wrong is approximate attention on the heads of a trained model, between doing nothing and the best possible?"""
 
 from __future__ import annotations
 
@@ -90,8 +90,26 @@ def measure(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     if cell["input"] == "gaussian" and hasattr(method, "theory") and cell["method"] not in YARDSTICKS:
         measured, promised = kernel_error(p, method, draws=KERNEL_DRAWS * cell["draws"], seed=seed)
         for i, record in enumerate(records):
-            record |= {"kernel_error": measured[i], "kernel_theory": float(promised[i])}
+            record |= {
+                "kernel_error": measured[i],
+                "kernel_theory": float(promised[i]),
+                **first_order(p.head(i), method),
+            }
     return records
+
+
+def first_order(head: nl.AttentionProblem, method: Any) -> dict[str, Any]:
+    """Relative Frobenius error of P that theory promises to first order, and whether it may be trusted there."""
+    promise = nl.theory.first_order_error(
+        head.q,
+        head.k,
+        scale=head.scale,
+        m=method.m,
+        features=method.function,
+        orthogonal=method.directions == "orthogonal",
+    )
+    size = float(nl.measures.frobenius_norm(head.exact()))
+    return {"first_order": float(np.sqrt(promise.value)) / size, "first_order_valid": promise.valid}
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -113,16 +131,35 @@ def draw_sweep(fig: Canvas, data: pd.DataFrame) -> None:
     from nla_llm.report import charts, style  # noqa: PLC0415
 
     left, right = fig.subplots(1, 2)
-    charts.draw_curves(left, data[data["what"] == "P"], "scale")
+    after = data[data["what"] == "P"]
+    charts.draw_curves(left, after, "scale")
+    for (method, _), curve in after.groupby(["method", "directions"], sort=False):
+        if curve["theory"].notna().any():
+            style.theory_line(left, curve["scale"], curve["theory"], family=method, label="theory")
     style.log_axes(left, x=None)
-    style.label(left, "standard deviation of q and k", "relative Frobenius error of P", f"after normalisation, m = {GAUSSIAN_BUDGET}")
+    style.label(
+        left,
+        "standard deviation of q and k",
+        "relative Frobenius error of P",
+        f"after normalisation, m = {GAUSSIAN_BUDGET}",
+    )
     kernel = data[data["what"] == "kernel"]
     for (method, directions), curve in kernel.groupby(["method", "directions"], sort=False):
-        style.line(right, curve["scale"], curve["median"], curve["lower"], curve["upper"],
-                   family=method, label=charts.curve_label(method, directions), variant=directions)  # fmt: skip
-        style.theory_line(right, curve["scale"], curve["theory"], family=method, label="closed form")
+        style.line(
+            right,
+            curve["scale"],
+            curve["median"],
+            curve["lower"],
+            curve["upper"],
+            family=method,
+            label=charts.curve_label(method, directions),
+            variant=directions,
+        )
+        style.theory_line(right, curve["scale"], curve["theory"], family=method, label="theory")
     style.log_axes(right, x=None)
-    style.label(right, "standard deviation of q and k", "relative mean square error of exp(logits)", "before normalisation")
+    style.label(
+        right, "standard deviation of q and k", "relative mean square error of exp(logits)", "before normalisation"
+    )
 
 
 def kinds(model: pd.DataFrame) -> pd.Series:
@@ -137,41 +174,89 @@ def figures(records: pd.DataFrame) -> list[Figure]:
     ok = records[records["status"] == "ok"]
     model, gaussian = ok[ok["input"] == "model"], ok[ok["input"] == "gaussian"]
     model = model.assign(kind=kinds(model))
-    heads = model["kind"].value_counts().min() and model.groupby(["layer", "head"]).ngroups
+    heads = model.groupby(["layer", "head"]).ngroups
     n = int(ok["n"].iloc[0])
-    by_kind = medians(model, [*CURVE, "m", "kind"], "relative_frobenius").sort_values("kind", ascending=False, kind="stable")
+    by_kind = medians(model, [*CURVE, "m", "kind"], "relative_frobenius").sort_values(
+        "kind", ascending=False, kind="stable"
+    )
     p = problems(n)[0]
     exact = int(nl.costs.exact_attention(p).at(p).total())
-    cost = pd.concat([
-        medians(model, [*CURVE, "operations"], f"relative_{norm}").assign(norm=norm, exact_operations=exact)
-        for norm in ("frobenius", "spectral")
-    ])  # fmt: skip
+    cost = pd.concat(
+        [
+            medians(model, [*CURVE, "operations"], f"relative_{norm}").assign(norm=norm, exact_operations=exact)
+            for norm in ("frobenius", "spectral")
+        ]
+    )
     after = medians(gaussian, [*CURVE, "scale"], "relative_frobenius").assign(what="P")
+    trusted = gaussian[gaussian["first_order_valid"].eq(True)]
+    theory = trusted.groupby([*CURVE, "scale"], sort=False)["first_order"].median().rename("theory").reset_index()
+    after = after.merge(theory, on=[*CURVE, "scale"], how="left")
     before = gaussian.dropna(subset=["kernel_error"]).groupby(["method", "directions", "scale"], sort=False)
     kernel = before.apply(pool_kernel, include_groups=False).reset_index().assign(what="kernel")
     budget = int(model["m"].dropna().unique()[min(1, model["m"].nunique() - 1)])
     shown = model[((model["m"] == budget) | model["m"].isna()) & model["directions"].ne("iid")]
-    points = shown.assign(value=shown["relative_frobenius"], lower=shown["relative_frobenius_lower"], upper=shown["relative_frobenius_upper"])
+    points = shown.assign(
+        value=shown["relative_frobenius"],
+        lower=shown["relative_frobenius_lower"],
+        upper=shown["relative_frobenius_upper"],
+    )
     points = points[["method", "directions", "m", "layer", "head", "entropy", "norm_growth", "value", "lower", "upper"]]
     return [
-        Figure("budget", f"Median over the {heads} heads of the embedded model, split by the entropy of their rows (n = {n}, causal); bands: "
-               "95 % intervals of the median over heads. Grey: doing nothing (uniform, random keys) and the best possible "
-               "of that rank.", draw_by_kind, by_kind, size=(6.5, 3.9), panels=(1, 2)),
-        Figure("cost", "The same errors in both norms against operations, counted by formula; the vertical line is exact causal attention. "
-               "The optimal rank is left out: it costs more than what it replaces.", charts.draw_against_cost, cost, size=(6.5, 3.9), panels=(1, 2)),
-        Figure("gaussian", f"Gaussian heads (d = {GAUSSIAN_DIM}, n = {n}) of growing scale. Left: medians over {GAUSSIAN_HEADS} heads. Right: the mean square "
-               "error of the kernel before normalisation with its 95 % interval over draws, and the closed form of Performer's Lemma 2 "
-               "and of its orthogonal extension, dashed.", draw_sweep, pd.concat([after, kernel]), size=(6.5, 3.9), panels=(1, 2)),
-        Figure("heads", f"Every head of the embedded model, m = {budget}; bars: 95 % intervals over draws.", charts.draw_against_entropy, points, size=(6.5, 3.7)),
-    ]  # fmt: skip
+        Figure(
+            "budget",
+            f"Median over the {heads} heads of the embedded model, split by the entropy of their rows "
+            f"(n = {n}, causal); bands: "
+            "95 % intervals of the median over heads. Grey: doing nothing (uniform, random keys) and "
+            "the best possible "
+            "of that rank.",
+            draw_by_kind,
+            by_kind,
+            size=(6.5, 3.9),
+            panels=(1, 2),
+        ),
+        Figure(
+            "cost",
+            "The same errors in both norms against operations, counted by formula; the vertical line "
+            "is exact causal attention. "
+            "The optimal rank is left out: it costs more than what it replaces.",
+            charts.draw_against_cost,
+            cost,
+            size=(6.5, 3.9),
+            panels=(1, 2),
+        ),
+        Figure(
+            "gaussian",
+            f"Gaussian heads (d = {GAUSSIAN_DIM}, n = {n}) of growing scale. Left: medians over "
+            f"{GAUSSIAN_HEADS} heads; "
+            "dashed, the first-order prediction where its small parameter is small. Right: the mean square "
+            "error of the kernel before normalisation with its 95 % interval over draws, and dashed "
+            "the closed form of Performer's Lemma 2 "
+            "and of its orthogonal extension.",
+            draw_sweep,
+            pd.concat([after, kernel]),
+            size=(6.5, 3.9),
+            panels=(1, 2),
+        ),
+        Figure(
+            "heads",
+            f"Every head of the embedded model, m = {budget}; bars: 95 % intervals over draws.",
+            charts.draw_against_entropy,
+            points,
+            size=(6.5, 3.7),
+        ),
+    ]
 
 
 def pool_kernel(group: pd.DataFrame) -> pd.Series:
     """Mean over heads: they share their directions, so their errors are not independent and intervals are averaged."""
-    return pd.Series({
-        "median": group["kernel_error"].mean(), "lower": group["kernel_error_lower"].mean(),
-        "upper": group["kernel_error_upper"].mean(), "theory": group["kernel_theory"].mean(),
-    })  # fmt: skip
+    return pd.Series(
+        {
+            "median": group["kernel_error"].mean(),
+            "lower": group["kernel_error_lower"].mean(),
+            "upper": group["kernel_error_upper"].mean(),
+            "theory": group["kernel_theory"].mean(),
+        }
+    )
 
 
 def tables(records: pd.DataFrame) -> list[Table]:
@@ -182,19 +267,28 @@ def tables(records: pd.DataFrame) -> list[Table]:
     uniform = ok[ok["method"] == "uniform"].set_index(["layer", "head"])["relative_frobenius"]
     rows = []
     for (method, directions, m), group in ok.groupby(["method", "directions", "m"], dropna=False, sort=False):
-        better = group["relative_frobenius_upper"].to_numpy() < uniform.loc[list(zip(group["layer"], group["head"], strict=True))].to_numpy()
-        rows.append({
-            "method": curve_label(method, directions if isinstance(directions, str) else None),
-            "m": "" if pd.isna(m) else int(m),
-            "operations": int(group["operations"].iloc[0]),
-            "Frobenius": median_text(group, "relative_frobenius"),
-            "spectral": median_text(group, "relative_spectral"),
-            "output": median_text(group, "output_error"),
-            "better than uniform": f"{better.sum()} of {len(better)}",
-            "negative sums": f"{100 * group['negative_share'].mean():.1f} %",
-        })  # fmt: skip
-    caption = ("Heads of the embedded model: medians over heads of the relative errors with their 95 % intervals, the number of heads on which the "
-               "whole interval over draws lies below uniform attention, and the share of negative row sums.")  # fmt: skip
+        better = (
+            group["relative_frobenius_upper"].to_numpy()
+            < uniform.loc[list(zip(group["layer"], group["head"], strict=True))].to_numpy()
+        )
+        rows.append(
+            {
+                "method": curve_label(method, directions if isinstance(directions, str) else None),
+                "m": "" if pd.isna(m) else int(m),
+                "operations": int(group["operations"].iloc[0]),
+                "Frobenius": median_text(group, "relative_frobenius"),
+                "spectral": median_text(group, "relative_spectral"),
+                "output": median_text(group, "output_error"),
+                "better than uniform": f"{better.sum()} of {len(better)}",
+                "negative sums": f"{100 * group['negative_share'].mean():.1f} %",
+            }
+        )
+    caption = (
+        "Heads of the embedded model: medians over heads of the relative errors with their 95 % "
+        "intervals, the number of heads on which the "
+        "whole interval over draws lies below uniform attention, and the share of negative row "
+        "sums."
+    )
     return [Table("heads", caption, pd.DataFrame(rows))]
 
 
@@ -209,11 +303,23 @@ def claims(records: pd.DataFrame) -> list[Claim]:
     return [
         floor_claim(ok),
         closed_form_claim(ok.dropna(subset=["kernel_error"])),
-        share_claim(model, "elu_features", None, "elu + 1 attention is closer to softmax than uniform attention on most heads", "confirmed", ""),
-        share_claim(model, "positive_features", largest, f"positive orthogonal features with m = {largest:.0f} are closer to softmax than uniform attention on most heads", "confirmed",
-                    "Choromanski et al. 2021, arXiv 2009.14794, claim accurate estimation of softmax attention"),
+        share_claim(
+            model,
+            "elu_features",
+            None,
+            "elu + 1 attention is closer to softmax than uniform attention on most heads",
+        ),
+        share_claim(
+            model,
+            "positive_features",
+            largest,
+            f"positive orthogonal features with m = {largest:.0f} are closer to softmax than uniform "
+            "attention on most heads",
+            expected="refuted",
+            source="read into the accurate estimation that Choromanski et al. 2021, arXiv 2009.14794, promise",
+        ),
         accuracy_claim(model, largest),
-    ]  # fmt: skip
+    ]
 
 
 def floor_claim(ok: pd.DataFrame) -> Claim:
@@ -230,9 +336,14 @@ def floor_claim(ok: pd.DataFrame) -> Claim:
     ratios = [both[f"relative_{norm}"] / both[f"relative_{norm}_floor"] for norm in ("frobenius", "spectral")]
     worst = float(min(ratio.min() for ratio in ratios))
     return Claim.decide(
-        "No method of rank m comes below the Eckart–Young floor, in the Frobenius or the spectral norm", worst, worst, 1.0, ">=",
-        number=f"smallest ratio to the floor {worst:.4g} over {len(both)} heads, methods and budgets", source="Eckart and Young 1936; Mirsky 1960",
-    )  # fmt: skip
+        "No method of rank m comes below the Eckart–Young floor, in the Frobenius or the spectral norm",
+        worst,
+        worst,
+        1.0,
+        ">=",
+        number=f"smallest ratio to the floor {worst:.4g} over {len(both)} heads, methods and budgets",
+        source="Eckart and Young 1936; Mirsky 1960",
+    )
 
 
 def closed_form_claim(kernel: pd.DataFrame) -> Claim:
@@ -244,14 +355,21 @@ def closed_form_claim(kernel: pd.DataFrame) -> Claim:
     error = (light["kernel_error_upper"] - light["kernel_error"]).to_numpy() / stdtrit(draws - 1, 0.975)
     worst = float(np.max(np.abs(light["kernel_error"].to_numpy() - light["kernel_theory"].to_numpy()) / error))
     return Claim.decide(
-        f"The mean square error of the kernel before normalisation equals its closed form within 4 standard errors, at scale {light['scale'].iloc[0]:g}",
-        worst, worst, 4.0, "<", number=f"largest deviation {worst:.2g} standard errors over {len(light)} heads and methods",
+        "The mean square error of the kernel before normalisation equals its closed form within "
+        f"4 standard errors, at scale {light['scale'].iloc[0]:g}",
+        worst,
+        worst,
+        4.0,
+        "<",
+        number=f"largest deviation {worst:.2g} standard errors over {len(light)} heads and methods",
         source="Choromanski et al. 2021, arXiv 2009.14794, Lemma 2; orthogonal blocks derived",
-    )  # fmt: skip
+    )
 
 
-def share_claim(model: pd.DataFrame, method: str, m: float | None, sentence: str, expected: str, source: str) -> Claim:
-    """On most heads a method is closer to softmax than uniform attention; heads whose interval straddles it count for neither."""
+def share_claim(
+    model: pd.DataFrame, method: str, m: float | None, sentence: str, *, expected: Any = "confirmed", source: str = ""
+) -> Claim:
+    """On most heads a method beats uniform attention; heads whose interval straddles it count for neither."""
     uniform = model[model["method"] == "uniform"].set_index(["layer", "head"])["relative_frobenius"]
     part = model[(model["method"] == method) & (model["m"].isna() if m is None else model["m"] == m)]
     if m is not None:
@@ -268,20 +386,31 @@ def accuracy_claim(model: pd.DataFrame, m: float) -> Claim:
     part = model[(model["method"] == "positive_features") & (model["directions"] == "orthogonal") & (model["m"] == m)]
     values = np.sort(part["relative_frobenius"].to_numpy(dtype=float))
     low, high = median_interval(len(values))
-    return Claim.decide(f"Positive orthogonal features with m = {m:.0f} approximate the attention of a trained head to 10 %",
-                        float(values[low]), float(values[high]), 0.1, "<", expected="refuted",
-                        number=f"median relative Frobenius error {np.median(values):.3g}, 95 % interval {values[low]:.3g} to {values[high]:.3g}",
-                        source="the accuracy that Choromanski et al. 2021, arXiv 2009.14794, title and abstract promise, read as 10 %")  # fmt: skip
+    return Claim.decide(
+        f"Positive orthogonal features with m = {m:.0f} approximate the attention of a trained head to 10 %",
+        float(values[low]),
+        float(values[high]),
+        0.1,
+        "<",
+        expected="refuted",
+        number=f"median relative Frobenius error {np.median(values):.3g}, 95 % interval "
+        f"{values[low]:.3g} to {values[high]:.3g}",
+        source="the accuracy that Choromanski et al. 2021, arXiv 2009.14794, title and abstract promise, read as 10 %",
+    )
 
 
 study = Study(
     name="attention_error",
     title="How wrong is approximate attention?",
-    question="On the heads of a trained language model, how far are cheaper attentions from softmax attention, between doing nothing and the best possible, and at what cost?",
+    question="On the heads of a trained language model, how far are cheaper attentions from softmax "
+    "attention, between doing nothing and the best possible, and at what cost?",
     setup=(
-        "The embedded language model reads held-out text; every head gives queries, keys (after rotation) and values of a causal attention problem. The second input "
-        "are Gaussian heads, without a mask, whose logits grow with the scale. The reference is exact attention in float64; errors are relative, of the "
-        "matrix P and of the output P v. Random methods are drawn several times. Costs are formulas, for one head, in operations "
+        "The embedded language model reads held-out text; every head gives queries, keys (after "
+        "rotation) and values of a causal attention problem. The second input "
+        "are Gaussian heads, without a mask, whose logits grow with the scale. The reference is "
+        "exact attention in float64; errors are relative, of the "
+        "matrix P and of the output P v. Random methods are drawn several times. Costs are "
+        "formulas, for one head, in operations "
         "(a multiply-add is two)."
     ),
     cells=cells,
@@ -291,7 +420,8 @@ study = Study(
     claims=claims,
     references=(
         "K. Choromanski et al., Rethinking attention with Performers, 2021, arXiv 2009.14794.",
-        "A. Katharopoulos et al., Transformers are RNNs: fast autoregressive Transformers with linear attention, 2020, arXiv 2006.16236.",
+        "A. Katharopoulos et al., Transformers are RNNs: fast autoregressive Transformers with "
+        "linear attention, 2020, arXiv 2006.16236.",
         "C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",
         "Y. Saad, The linear algebra of Large Language Models, survey talk, CIRM, 2024.",
     ),

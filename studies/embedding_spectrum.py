@@ -118,7 +118,7 @@ def replacement(cell: dict[str, Any], problem: nl.UpdateProblem, seed: int) -> A
 
 
 def optimum(problem: nl.UpdateProblem, rank: int) -> float:
-    """Relative Frobenius error that no matrix of this rank can beat (Eckart and Young 1936), from the singular values."""
+    """Relative Frobenius error that no matrix of this rank can beat (Eckart and Young 1936)."""
     s = np.linalg.svd(problem.delta, compute_uv=False)
     return float(np.sqrt(np.sum(s[rank:] ** 2) / np.sum(s**2)))
 
