@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,24 +48,25 @@ class TensorHeads:
             If the tensors make no attention problem.
         """
         files = open_safetensors(self.path)
-        q, k = (files.tensor(name, None) for name in (self.q, self.k))
-        v = files.tensor(self.v, None) if self.v in files or self.v != "v" else None
+        names = [self.q, self.k, *([self.v] if self.v in files or self.v != "v" else [])]
+        arrays = [files.tensor(name, None) for name in names]
+        wide = np.result_type(*(a.dtype for a in arrays))
         mask = _mask(files, self.key_mask)
-        wide = np.result_type(*(a.dtype for a in (q, k, v) if a is not None))
-        q, k, v = (a if a is None else a.astype(wide, copy=False) for a in (q, k, v))
-        if self.n is not None:
-            q, k, v = (a if a is None else a[..., : self.n, :] for a in (q, k, v))
-            mask = None if mask is None else mask[..., : self.n]
         try:
-            problem = AttentionProblem(q, k, v, scale=self.scale, causal=self.causal, key_mask=mask)
+            problem = AttentionProblem(
+                *(a.astype(wide, copy=False) for a in arrays), scale=self.scale, causal=self.causal, key_mask=mask
+            )
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path.name}: {error}") from error
-        return {None: problem}
+        return {None: problem if self.n is None else _first(problem, self.n)}
+
+    def files(self) -> list[Path]:
+        """Files that the heads come from."""
+        return [self.path]
 
     def digest(self) -> str:
         """Hash of the content of the file and of what is read from it, wherever it lies."""
-        options = repr(replace(self, path=Path()))
-        return _digest([self.path], options)
+        return _digest(self.files(), repr(replace(self, path=Path())))
 
     def describe(self) -> str:
         """Sentence of a report."""
@@ -114,13 +115,17 @@ class ModelHeads:
             raise ValueError(f"--n {self.n} asks for more tokens than the text has, {len(ids)}")
         return ids[: TOKENS if self.n is None else self.n]
 
-    def digest(self) -> str:
-        """Hash of the weights, of their configuration and of the text, wherever they lie."""
+    def files(self) -> list[Path]:
+        """Files that the heads come from: weights, configuration, tokenizer, text."""
         weights = open_safetensors(self.directory)
-        files = sorted({weights.file(name) for name in weights.names()})
+        shards = sorted({weights.file(name) for name in weights.names()})
         more = [self.directory / name for name in ("config.json", "tokenizer.json")]
         read = [path for path in (self.text, self.tokens) if path is not None]
-        return _digest([*files, *(path for path in more if path.is_file()), *read], repr((self.layers, self.n)))
+        return [*shards, *(path for path in more if path.is_file()), *read]
+
+    def digest(self) -> str:
+        """Hash of the contents of the files and of what is read from them, wherever they lie."""
+        return _digest(self.files(), repr((self.layers, self.n)))
 
     def describe(self) -> str:
         """Sentence of a report."""
@@ -132,10 +137,24 @@ class ModelHeads:
 Heads = TensorHeads | ModelHeads
 
 
-@cache
-def problems_of(source: Heads) -> dict[int | None, AttentionProblem]:
-    """Problems of a source by layer, read once in a process."""
-    return source.problems()
+def problems_of(source: Heads, digest: str) -> dict[int | None, AttentionProblem]:
+    """Problems of a source by layer, read once in a process, or again where a file has changed.
+
+    Raises
+    ------
+    RuntimeError
+        If the content is no longer that of ``digest``.
+    """
+    stamps = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in source.files())
+    problems, found = _read(source, stamps)
+    if found != digest:
+        raise RuntimeError("the data were changed during the run: start it again")
+    return problems
+
+
+@lru_cache(maxsize=1)
+def _read(source: Heads, _stamps: tuple[Any, ...]) -> tuple[dict[int | None, AttentionProblem], str]:
+    return source.problems(), source.digest()
 
 
 def stack(problem: AttentionProblem, first: int, last: int) -> AttentionProblem:
@@ -179,6 +198,16 @@ def numbers(text: str | None) -> tuple[int, ...] | None:
             raise ValueError(f"layers are given as in 0,3,5-7; got {text!r}")
         found += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(found))
+
+
+def _first(problem: AttentionProblem, n: int) -> AttentionProblem:
+    """Problem of the first n queries and keys."""
+    if n > min(problem.n_q, problem.n_k):
+        raise ValueError(f"--n {n} asks for more tokens than there are, {min(problem.n_q, problem.n_k)}")
+    v = None if problem.v is None else problem.v[..., :n, :]
+    mask = None if problem.key_mask is None else problem.key_mask[..., :n]
+    q, k = problem.q[..., :n, :], problem.k[..., :n, :]
+    return AttentionProblem(q, k, v, scale=problem.scale, causal=problem.causal, key_mask=mask)
 
 
 def _mask(files: TensorFiles, name: str | None) -> Any:

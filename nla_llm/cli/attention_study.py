@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from nla_llm.cli._methods import code_of, found, make, parse
 from nla_llm.methods import Unsupported, properties_of
 from nla_llm.study import Claim, Figure, Skip, Study, Table
 from nla_llm.study.measuring import attention_records, head_facts
-from nla_llm.study.medians import finding, median_text, medians
+from nla_llm.study.medians import finding, groups, median_text, medians
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["BUDGETS", "METHODS", "attention_study", "heads_table"]
 
-METHODS = ("uniform", "random_keys", "optimal_rank", "elu_features", "positive_features:directions=orthogonal")
+METHODS = ("elu_features", "positive_features:directions=orthogonal")  # beside the yardsticks
 BUDGETS = (16, 64, 256)
+YARDSTICKS = ("uniform", "random_keys", "optimal_rank")
+SURE = 5  # heads beyond which order statistics enclose the median with 95 %
 CURVE = ["method", "directions", "label"]
 _ENTRIES = 1 << 24  # of the attention matrices measured in one cell; more heads than that make several cells
 
@@ -59,8 +61,8 @@ class Chosen:
         budget = None if properties.budget in options or not isinstance(found(where), type) else properties.budget
         directions = getattr(made, "directions", None)
         directions = directions if directions in {"iid", "orthogonal"} else None
-        return cls(where, json.dumps(options, sort_keys=True), budget, directions, _label(made, where, options, directions),
-                   code_of(made))  # fmt: skip
+        label = _label(where, options, directions)
+        return cls(where, json.dumps(options, sort_keys=True), budget, directions, label, code_of(made))
 
     def cells(self, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
         """Entries of the cells: one for each budget, or one where it has none."""
@@ -68,12 +70,10 @@ class Chosen:
         return [{**entries, "m": m, "code": self.code} for m in (budgets if self.budget else (None,))]
 
 
-def _label(made: Any, where: str, options: dict[str, Any], directions: str | None) -> str:
+def _label(where: str, options: dict[str, Any], directions: str | None) -> str:
     from nla_llm.report.charts import curve_label  # noqa: PLC0415 - matplotlib loads only in the process that draws
 
-    told = (
-        {"directions", "orthogonal"} if is_dataclass(made) and "directions" in {f.name for f in fields(made)} else set()
-    )
+    told = {"directions", "orthogonal"} if directions else set()
     rest = ", ".join(f"{name} = {value}" for name, value in options.items() if name not in told)
     return curve_label(where, directions) + (f", {rest}" if rest else "")
 
@@ -89,7 +89,7 @@ def attention_study(
         Name of the report.
     source : TensorHeads or ModelHeads
     methods : list of str, optional
-        As on the command line, NAME:option=value,...; the yardsticks and two methods by default.
+        As on the command line, NAME:option=value,...; measured beside the yardsticks, which are always there.
     budgets : list of int, optional
         Budgets of the methods that have one; by default 16, 64 and 256, as far as there are so many keys.
     draws : int
@@ -100,17 +100,18 @@ def attention_study(
     ValueError
         If the heads or a method cannot be had, or two methods are the same.
     """
-    chosen = [Chosen.named(text) for text in methods or METHODS]
+    own = [text for text in methods or METHODS if text not in YARDSTICKS]
+    chosen = [Chosen.named(text) for text in (*YARDSTICKS, *own)]
     twice = [c.label for i, c in enumerate(chosen) if c in chosen[:i]]
     if twice:
         raise ValueError(f"--method names {twice[0]} twice")
-    problems = problems_of(source)
+    problems, digest = source.problems(), source.digest()
     first = next(iter(problems.values()))
     sizes = tuple(dict.fromkeys(budgets or (m for m in BUDGETS if m <= first.n_k)))
     if any(m < 1 for m in sizes):
         raise ValueError(f"--m must be at least 1, got {min(sizes)}")
     grid = [
-        {"data": source.digest(), **part, **entry, "draws": draws}
+        {"data": digest, **part, **entry, "draws": draws}
         for part in _parts(problems)
         for method in chosen
         for entry in method.cells(sizes or (first.n_k,))
@@ -118,15 +119,20 @@ def attention_study(
     return Study(
         name=name,
         title=f"Approximate attention on {name.removeprefix('attention-')}",
-        question="How far are cheaper attentions from softmax attention on these heads, between doing nothing and the best possible, and at what cost?",
+        question=(
+            "How far are cheaper attentions from softmax attention on these heads, between doing nothing and the best "
+            "possible, and at what cost?"
+        ),
         setup=_setup(source, problems, draws),
         cells=partial(_cells, grid),
         measure=partial(_measure, source),
         figures=_figures,
         tables=_tables,
         claims=_claims,
-        references=("C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",),
-    )  # fmt: skip
+        references=(
+            "C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",
+        ),
+    )
 
 
 def _parts(problems: dict[int | None, Any]) -> list[dict[str, Any]]:
@@ -147,13 +153,15 @@ def _setup(source: Heads, problems: dict[int | None, Any], draws: int) -> str:
     structure = ", ".join(sorted(name.replace("_", " ") for name in p.structure)) or "no mask"
     layers = f" in {len(problems)} layers" if len(problems) > 1 else ""
     size = f"{p.n_k} tokens" if p.n_q == p.n_k else f"{p.n_q} queries and {p.n_k} keys"
-    heads_word = "head" if heads == 1 else "heads"
+    count = f"{heads} {'head' if heads == 1 else 'heads'}{layers}"
     values = "" if p.v is not None else " There are no values, so no error of the output."
     return (
-        f"{source.describe()} That makes {heads} {heads_word}{layers} of dimension {p.d} on {size}, {structure}, logits scaled by {p.scale:.6g}.{values} "
+        f"{source.describe()} That makes {count} of dimension {p.d} on {size}, {structure}, "
+        f"logits scaled by {p.scale:.6g}.{values} "
         "The reference is exact attention in float64; errors are relative, of the matrix P and of the output P v. "
-        f"Random methods are drawn {draws} times. Costs are formulas, for one head, in operations (a multiply-add is two)."
-    )  # fmt: skip
+        f"Random methods are drawn {draws} times. "
+        "Costs are formulas, for one head, in operations (a multiply-add is two)."
+    )
 
 
 def _cells(grid: list[dict[str, Any]], _scale: str) -> list[dict[str, Any]]:
@@ -163,7 +171,7 @@ def _cells(grid: list[dict[str, Any]], _scale: str) -> list[dict[str, Any]]:
 def _measure(source: Heads, cell: Cell, seed: int) -> list[dict[str, Any]]:
     """Errors of one method on some heads of one layer, its cost, and what kind of heads they are."""
     layer: Any = cell["layer"]
-    problem = stack(problems_of(source)[layer], *(int(cell[end] or 0) for end in ("first", "last")))
+    problem = stack(problems_of(source, str(cell["data"]))[layer], *(int(cell[end] or 0) for end in ("first", "last")))
     m = cell["m"]
     method = make(str(cell["method"]), json.loads(str(cell["options"])), budget=None if m is None else int(m))
     if m is not None and properties_of(method).yardstick and int(m) > min(problem.n_q, problem.n_k):
@@ -212,38 +220,41 @@ def _by_norm(ok: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def _figures(records: pd.DataFrame) -> list[Figure]:
     """Error against budget, against cost, and by head."""
-    if _ok(records).empty:
-        return []
     from nla_llm.report import charts  # noqa: PLC0415
 
     ok = _ok(records)
-    heads = ok.groupby(["layer", "head"], dropna=False).ngroups
-    over = (
-        f"Median over {heads} heads; bands: 95 % intervals of it"
-        if heads > 1
-        else "The one head; bands: 95 % intervals over draws"
-    )
-    grey = "Grey: doing nothing (uniform, random keys) and the best possible of that rank."
-    cost = _by_norm(ok.dropna(subset=["operations"]), ["operations"])
-    cost = cost.assign(exact_operations=int(ok["exact_operations"].iloc[0]))
-    shown = _largest(ok)
-    points = shown.assign(
-        value=shown["relative_frobenius"],
-        lower=shown["relative_frobenius_lower"],
-        upper=shown["relative_frobenius_upper"],
-    )
-    points = points[[*CURVE, "m", "layer", "head", "entropy", "norm_growth", "value", "lower", "upper"]]
-    found = [
-        Figure("cost", f"{over}, against operations by formula; the vertical line is exact attention. The optimal rank is left out: it costs more than "
-               "what it replaces.", charts.draw_against_cost, cost, size=(6.5, 3.9), panels=(1, 2)),
-        Figure("heads", "Every head against the entropy of its rows, each method at its largest budget; bars: 95 % intervals over draws.",
-               charts.draw_against_entropy, points, size=(6.5, 3.7)),
-    ]  # fmt: skip
+    if ok.empty:
+        return []
+    wide: dict[str, Any] = {"size": (6.5, 3.9), "panels": (1, 2)}
+    found_figures = []
     if ok["m"].nunique() > 1:
-        found.insert(
-            0, Figure("budget", f"{over}. {grey}", _draw_budget, _by_norm(ok, ["m"]), size=(6.5, 3.9), panels=(1, 2))
+        caption = f"{_over(ok)}. Grey: doing nothing (uniform, random keys) and the best possible of that rank."
+        found_figures.append(Figure("budget", caption, _draw_budget, _by_norm(ok, ["m"]), **wide))
+    costed = ok.dropna(subset=["operations"])
+    if len(costed):
+        cost = _by_norm(costed, ["operations"]).assign(exact_operations=int(ok["exact_operations"].iloc[0]))
+        caption = (
+            f"{_over(ok)}, against operations by formula; the vertical line is exact attention. "
+            "The optimal rank is left out: it costs more than what it replaces."
         )
-    return found
+        found_figures.append(Figure("cost", caption, charts.draw_against_cost, cost, **wide))
+    shown = _largest(ok)
+    names = {"relative_frobenius": "value", "relative_frobenius_lower": "lower", "relative_frobenius_upper": "upper"}
+    points = shown.rename(columns=names)[[*CURVE, "m", "layer", "head", "entropy", "norm_growth", *names.values()]]
+    caption = (
+        "Every head against the entropy of its rows, each method at its largest budget; "
+        "bars: 95 % intervals over draws."
+    )
+    return [*found_figures, Figure("heads", caption, charts.draw_against_entropy, points, size=(6.5, 3.7))]
+
+
+def _over(ok: pd.DataFrame) -> str:
+    """What a curve is the median of, and what its band is."""
+    heads = ok.groupby(["layer", "head"], dropna=False).ngroups
+    if heads == 1:
+        return "The one head; bands: 95 % intervals over draws"
+    band = "95 % intervals of it" if heads > SURE else "from the smallest to the largest"
+    return f"Median over {heads} heads; bands: {band}"
 
 
 def _largest(ok: pd.DataFrame) -> pd.DataFrame:
@@ -253,10 +264,10 @@ def _largest(ok: pd.DataFrame) -> pd.DataFrame:
 
 
 def heads_table(records: pd.DataFrame) -> pd.DataFrame:
-    """A row for each method and budget: medians over heads of the errors, and how many heads are better than uniform."""
+    """A row for each method and budget: medians of the errors, and how many heads are better than uniform."""
     ok = _ok(records)
     rows = []
-    for (_, _, name, m), group in ok.groupby([*CURVE, "m"], dropna=False, sort=False):
+    for (_, _, name, m), group in groups(ok, [*CURVE, "m"]):
         operations = group["operations"].iloc[0]
         row = {
             "method": name,
@@ -288,10 +299,13 @@ def _better(ok: pd.DataFrame, group: pd.DataFrame) -> tuple[Any, Any] | None:
 
 
 def _tables(records: pd.DataFrame) -> list[Table]:
-    if _ok(records).empty:
+    ok = _ok(records)
+    if ok.empty:
         return []
-    caption = ("Medians over heads of the relative errors with their 95 % intervals (over draws where there is one head), and the number of heads on "
-               "which the whole interval over draws lies below uniform attention.")  # fmt: skip
+    caption = (
+        f"Relative errors: {_over(ok)[0].lower()}{_over(ok)[1:].replace('bands', 'brackets')}. Better than uniform are "
+        "heads on which the whole interval over draws lies below uniform attention."
+    )
     return [Table("heads", caption, heads_table(records))]
 
 
@@ -300,21 +314,18 @@ def _tables(records: pd.DataFrame) -> list[Table]:
 
 def _claims(records: pd.DataFrame) -> list[Claim]:
     """For each method at its largest budget, whether it beats doing nothing on most heads."""
-    if _ok(records).empty:
-        return []
     ok = _ok(records)
-    found_here = []
-    for (method, _, name, m), group in _largest(ok).groupby([*CURVE, "m"], dropna=False, sort=False):
+    found_claims = []
+    for (method, _, name, m), group in groups(_largest(ok), [*CURVE, "m"]):
         better = _better(ok, group)
-        if better is None or method == "uniform":
+        if better is None or method in YARDSTICKS:
             continue
-        surely, possibly = (float(np.mean(b)) for b in better)
-        what = name if pd.isna(m) else f"{name}, m = {m:.0f},"
-        number = f"{int(better[0].sum())} of {len(group)} heads surely, {int(better[1].sum())} at most; median error {median_text(group, 'relative_frobenius')}"
-        found_here.append(finding(f"{_capital(what)} is closer to softmax attention than uniform attention on most heads",
-                                  f"{_capital(what)} is not closer to softmax attention than uniform attention on most heads", surely, possibly, 0.5, number=number))  # fmt: skip
-    return found_here
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+        surely, possibly = (int(b.sum()) for b in better)
+        who = name[:1].upper() + name[1:] + ("" if pd.isna(m) else f", m = {m:.0f},")
+        holds, fails = (
+            f"{who} is {word}closer to softmax attention than uniform attention on most heads" for word in ("", "not ")
+        )
+        error = median_text(group, "relative_frobenius")
+        number = f"{surely} of {len(group)} heads surely, {possibly} at most; median error {error}"
+        found_claims.append(finding(holds, fails, surely / len(group), possibly / len(group), 0.5, number=number))
+    return found_claims

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 Studies = Annotated[
     list[str] | None, typer.Argument(help="Names of studies, or files my_study.py.", show_default=False)
 ]
-Reports = Annotated[Path, typer.Option("--reports", metavar="DIR", help="Folder of the PDFs and their data.")]
-StoreFile = Annotated[Path, typer.Option("--store", metavar="FILE", help="SQLite file of all results.")]
-Scale = Annotated[Literal["small", "default", "full"], typer.Option("--scale", help="How much to compute.")]
-Everything = Annotated[bool, typer.Option("--all", help="Every study, not only the headline set.")]
+Reports = Annotated[Path, typer.Option("--reports", metavar="DIR", help="Folder of PDFs and data.")]
+Jobs = Annotated[int | None, typer.Option(metavar="N", help="Worker processes (one per core).")]
+StoreFile = Annotated[
+    Path, typer.Option("--store", metavar="FILE", show_default=False, help="Of results (results/nla_llm.sqlite).")
+]
+Scale = Annotated[
+    Literal["small", "default", "full"], typer.Option("--scale", metavar="SCALE", help="small, default or full.")
+]
+Everything = Annotated[bool, typer.Option("--all", help="Not only the headline studies.")]
 
 STORE, REPORTS = Path("results/nla_llm.sqlite"), Path("reports")
 
@@ -29,25 +34,27 @@ def list_() -> None:
 
     Example: [bold]nla-llm list[/]
     """
-    from rich.table import Table  # noqa: PLC0415 - so that --help stays fast
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - so that --help stays fast
+    from rich.table import Column, Table  # noqa: PLC0415
 
     from nla_llm.cli.terminal import say  # noqa: PLC0415
     from nla_llm.methods import methods, properties_of  # noqa: PLC0415
     from nla_llm.methods.registry import registered  # noqa: PLC0415
     from nla_llm.study import catalogue  # noqa: PLC0415
 
-    table = Table("method", "options", "of", "target", "structures", "theory", title="methods", title_justify="left")
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(Column("method", no_wrap=True), "options", "target", "also with", "theory", title="methods", **look)
     for name in methods():
         cls = registered(name)
         p = properties_of(cls)
         options = ", ".join(f for f in getattr(cls, "__dataclass_fields__", {}) if f not in {"_", "orthogonal"})
         target = f"{p.target} (yardstick)" if p.yardstick else p.target
-        theory = "closed form" if hasattr(cls, "theory") else "-"
-        table.add_row(name, options or "-", p.problem, target, ", ".join(sorted(p.supports)) or "-", theory)
-    studies = Table("study", "question", "headline", title="studies", title_justify="left")
+        theory = "yes" if hasattr(cls, "theory") else ""
+        table.add_row(name, options, target, ", ".join(sorted(p.supports)).replace("_", " "), theory)
+    studies = Table(Column("study", no_wrap=True), "question", "headline", title="studies", **look)
     headline = catalogue.headline()
     for name in catalogue.names():
-        studies.add_row(name, catalogue.load(name).question, "yes" if name in headline else "-")
+        studies.add_row(name, catalogue.load(name).question, "yes" if name in headline else "")
     say(table, "", studies)
 
 
@@ -57,13 +64,11 @@ def run(  # noqa: PLR0917 - options, given by name
     scale: Scale = "default",
     reports: Reports = REPORTS,
     store: StoreFile = STORE,
-    jobs: Annotated[int | None, typer.Option(help="Worker processes; as many as cores by default.")] = None,
-    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Scheduler of a Dask cluster.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = 600.0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what the store already has.")] = False,
-    export: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write all records: .csv or .parquet.")
-    ] = None,
+    jobs: Jobs = None,
+    dask: Annotated[str | None, typer.Option(metavar="ADDR", help="Scheduler of a Dask cluster.")] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="That one cell may take.")] = 600.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what the store has.")] = False,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write records: .csv, .parquet.")] = None,
 ) -> None:
     """Run studies, write their PDFs, and judge their claims.
 

@@ -73,7 +73,8 @@ class Row:
             return costs.exact_attention(self.problem).subs(d_v="d")
         if not hasattr(self.method, "cost"):
             raise ValueError(f"{self.name} has no cost(problem), so there is no formula to show")
-        return self.method.cost(self.problem).subs(d_v="d")
+        cost: Cost = self.method.cost(self.problem)
+        return cost.subs(d_v="d")
 
     @cached_property
     def value(self) -> Cost:

@@ -4,51 +4,43 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nla_llm.cli.bench import REPORTS, STORE, Reports, StoreFile
+from nla_llm.cli.bench import REPORTS, STORE, Jobs, Reports, StoreFile
 
 if TYPE_CHECKING:
     from nla_llm.cli._heads import Heads
     from nla_llm.study import Study, StudySummary
 
-Source = Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="File of tensors q, k, v (.safetensors), or a checkpoint directory.")
-]
-Name = Annotated[str | None, typer.Option(metavar="WORD", help="Name of the report instead of that of the data.")]
-Jobs = Annotated[int | None, typer.Option(help="Worker processes; as many as cores by default.")]
+Name = Annotated[str | None, typer.Option(metavar="WORD", help="Name of the report.")]
 
 
 def attention(  # noqa: PLR0917 - options, given by name
-    source: Source,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Tensors q, k, v, or a checkpoint.")],
     method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:option=value,..]", help="Repeat for several.")
+        list[str] | None, typer.Option(metavar="NAME", help="NAME:option=value,... (repeatable).")
     ] = None,
-    m: Annotated[
-        list[int] | None, typer.Option(help="Budget; repeat for several. [16, 64, 256]", show_default=False)
-    ] = None,
-    n: Annotated[int | None, typer.Option(help="Only the first tokens.", min=1)] = None,
-    draws: Annotated[int, typer.Option(help="Draws of a random method.", min=2)] = 5,
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What a checkpoint reads (needs tokenizers).")
-    ] = None,
-    tokens: Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Token ids in place of a text.")] = None,
-    layers: Annotated[str | None, typer.Option(metavar="0,3,5-7", help="Of a checkpoint; all by default.")] = None,
+    m: Annotated[list[int] | None, typer.Option(metavar="M", help="Budget (repeatable; 16, 64, 256).")] = None,
+    n: Annotated[int | None, typer.Option(metavar="N", help="Only the first tokens.", min=1)] = None,
+    draws: Annotated[int, typer.Option(metavar="N", help="Draws of a random method.", min=2)] = 5,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="What a checkpoint reads.")] = None,
+    tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Token ids (.npy) in place of a text.")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="LAYERS", help="Of a checkpoint, as 0,3,5-7.")] = None,
     q: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the queries in a file.")] = "q",
     k: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the keys.")] = "k",
-    v: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the values; a file may have none.")] = "v",
-    key_mask: Annotated[str | None, typer.Option(metavar="TENSOR", help="Name of the mask (..., n); 1 = keep.")] = None,
+    v: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the values, if any.")] = "v",
+    key_mask: Annotated[str | None, typer.Option(metavar="TENSOR", help="Mask of the keys, 1 = keep.")] = None,
     causal: Annotated[bool, typer.Option("--causal", help="Query i sees keys up to i.")] = False,
-    scale: Annotated[float | None, typer.Option(help="Of the logits; 1/sqrt(d) by default.")] = None,
+    scale: Annotated[float | None, typer.Option(metavar="S", help="Of the logits (1/sqrt(d)).")] = None,
     name: Name = None,
     reports: Reports = REPORTS,
     store: StoreFile = STORE,
     jobs: Jobs = None,
 ) -> None:
-    """Measure methods on your own queries and keys, between doing nothing and the best possible.
+    """Measure methods on your own queries and keys, between the yardsticks.
 
     Example: [bold]nla-llm attention heads.safetensors --causal --method elu_features[/]
     """
@@ -75,18 +67,16 @@ def attention(  # noqa: PLR0917 - options, given by name
         heads = TensorHeads(source, q, k, v, key_mask, causal, scale, n)
     study = attention_study(_name(name, "attention", source), heads, method, m, draws)
     summary = _run(study, store, jobs)
-    table = heads_table(summary.records) if summary.counts.get("ok") else None
-    if table is not None:
-        show_frame(table, "medians over heads of the relative error, with 95 % intervals")
+    if summary.counts.get("ok"):
+        table = heads_table(summary.records).drop(columns=["operations", "output"], errors="ignore")
+        show_frame(table, "relative errors of P, medians over heads")
     _finish(summary, reports)
 
 
 def update(  # noqa: PLR0917 - options, given by name
     base: Annotated[Path, typer.Argument(metavar="BASE", help="Safetensors file, index of shards, or directory.")],
     tuned: Annotated[Path, typer.Argument(metavar="TUNED", help="The same after fine-tuning.")],
-    rank: Annotated[
-        list[int] | None, typer.Option(help="Rank; repeat for several. [1, 4, 16, 64]", show_default=False)
-    ] = None,
+    rank: Annotated[list[int] | None, typer.Option(metavar="R", help="Rank (repeatable; 1, 4, 16, 64).")] = None,
     tensors: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only names like '*q_proj*'.")] = None,
     name: Name = None,
     reports: Reports = REPORTS,
@@ -98,18 +88,16 @@ def update(  # noqa: PLR0917 - options, given by name
     Example: [bold]nla-llm update base/ tuned/ --rank 8 --rank 32 --tensors '*proj*'[/]
     """
     from nla_llm.cli.terminal import say, show_frame  # noqa: PLC0415 - so that --help stays fast
-    from nla_llm.cli.update_study import Pair, truncation_table, update_study, whole_table  # noqa: PLC0415
+    from nla_llm.cli.update_study import Pair, short_names, truncation_table, update_study, whole_table  # noqa: PLC0415
 
     study, plan = update_study(_name(name, "update", tuned), Pair(base, tuned), rank, tensors)
     summary = _run(study, store, jobs)
     if summary.counts.get("ok"):
         rest = f"see {reports / study.name}"
-        show_frame(whole_table(summary.records), "the update, ‖ΔW‖/‖W‖, its ranks and its storage", rest)
-        show_frame(
-            truncation_table(summary.records),
-            "relative error at rank r: Frobenius, spectral (a zero update: 1, 1)",
-            rest,
-        )
+        whole = short_names(whole_table(summary.records)).drop(columns=["shape", "noise"])
+        show_frame(whole, "the update: its size relative to the base, its ranks, its storage", rest)
+        errors = short_names(truncation_table(summary.records))
+        show_frame(errors, "relative error at rank r: Frobenius, spectral (a zero update: 1, 1)", rest)
     for reason in dict.fromkeys(plan.left_out.values()):
         names = [tensor for tensor, why in plan.left_out.items() if why == reason]
         say(f"left out, {reason}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")

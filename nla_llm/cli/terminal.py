@@ -64,9 +64,9 @@ def show_frame(data: DataFrame, title: str = "", rest: str = "") -> None:
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - so that --help stays fast
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for name in data.columns:
-        numeric = data[name].map(_is_numeric).all()
+    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(data.columns):
+        numeric = number > 0 and data[name].map(_is_numeric).all()
         table.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
     for row in data.head(ROWS).itertuples(index=False):
         table.add_row(*(_word(value) for value in row))

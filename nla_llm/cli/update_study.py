@@ -1,4 +1,4 @@
-"""The study behind ``nla-llm update``: what a fine-tune changed, tensor by tensor, and what of it fits into a low rank."""
+"""The study behind ``nla-llm update``: what a fine-tune changed, and what of it fits into a low rank."""
 
 from __future__ import annotations
 
@@ -6,29 +6,42 @@ import hashlib
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from nla_llm.problems import open_safetensors
 from nla_llm.study import Claim, Figure, Skip, Study, Table
+from nla_llm.study.medians import groups
 from nla_llm.study.updates import update_records
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.figure import Figure as Canvas
+    from numpy.typing import NDArray
 
     from nla_llm.problems.checkpoint import TensorFiles
     from nla_llm.study import Cell
 
-__all__ = ["RANKS", "Pair", "truncation_table", "update_study", "whole_table"]
+__all__ = ["RANKS", "Pair", "short_names", "truncation_table", "update_study", "whole_table"]
 
 RANKS = (1, 4, 16, 64)
 MANY_ZEROS = 0.1  # of the entries of a difference: from here on 16-bit storage is named as a likely cause
+WELL_KEPT = 0.1  # relative error up to which an update is called kept
 MOST_GROUPS = 8  # colours that can be told apart
+REFERENCES = (
+    "C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",
+    "L. Mirsky, Symmetric gauge functions and unitarily invariant norms, Quarterly Journal of Mathematics 11, 1960.",
+    "E. J. Hu et al., LoRA: low-rank adaptation of large language models, 2021, arXiv 2106.09685.",
+    (
+        "A. S. Bandeira and R. van Handel, Sharp nonasymptotic bounds on the norm of random matrices with independent "
+        "entries, 2016, arXiv 1408.6185."
+    ),
+)
 _SIXTEEN = ("float16", "bfloat16")
 
 
@@ -48,11 +61,6 @@ class Plan:
     left_out: dict[str, str]
 
 
-@cache
-def _opened(path: Path) -> TensorFiles:
-    return open_safetensors(path)
-
-
 def plan_of(pair: Pair, pattern: str | None = None) -> Plan:
     """Match the tensors of a pair by name and shape.
 
@@ -63,14 +71,14 @@ def plan_of(pair: Pair, pattern: str | None = None) -> Plan:
     ValueError
         If nothing is left to measure; the sentence says why.
     """
-    base, tuned = _opened(pair.base), _opened(pair.tuned)
+    base, tuned = open_safetensors(pair.base), open_safetensors(pair.tuned)
     names = sorted({*base.names(), *tuned.names()})
     left_out = {name: reason for name in names if (reason := _reason(name, base, tuned, pattern))}
     matched = [name for name in names if name not in left_out]
     if not matched:
         reasons = "; ".join(f"{count} {reason}" for reason, count in _counts(left_out).items()) or "they hold none"
         raise ValueError(f"no tensor of {pair.base.name} and {pair.tuned.name} can be compared: {reasons}")
-    return Plan({name: _digest(name, base, tuned) for name in matched}, left_out)
+    return Plan({name: _Matrices.read(name, base, tuned).digest() for name in matched}, left_out)
 
 
 def _reason(name: str, base: TensorFiles, tuned: TensorFiles, pattern: str | None) -> str:
@@ -95,12 +103,25 @@ def _counts(left_out: dict[str, str]) -> dict[str, int]:
     return {reason: list(left_out.values()).count(reason) for reason in dict.fromkeys(left_out.values())}
 
 
-def _digest(name: str, base: TensorFiles, tuned: TensorFiles) -> str:
-    digest = hashlib.sha256()
-    for files in (base, tuned):
-        values = np.ascontiguousarray(files.tensor(name, None))
-        digest.update(f"{files.stored_dtype(name)} {values.shape} ".encode() + values.tobytes())
-    return digest.hexdigest()[:16]
+class _Matrices(NamedTuple):
+    """A matrix before and after, and the dtypes in which the two are stored."""
+
+    base: NDArray[Any]
+    tuned: NDArray[Any]
+    stored: tuple[str, str]
+
+    @classmethod
+    def read(cls, name: str, base: TensorFiles, tuned: TensorFiles) -> _Matrices:
+        """The two of a name, each upcast exactly."""
+        stored = base.stored_dtype(name), tuned.stored_dtype(name)
+        return cls(base.tensor(name, None), tuned.tensor(name, None), stored)
+
+    def digest(self) -> str:
+        """Hash of the contents."""
+        digest = hashlib.sha256(repr((self.stored, self.base.shape)).encode())
+        for values in (self.base, self.tuned):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()[:16]
 
 
 def update_study(
@@ -127,34 +148,37 @@ def update_study(
     if chosen[0] < 1:
         raise ValueError(f"--rank must be at least 1, got {chosen[0]}")
     plan = plan_of(pair, pattern)
-    setup = (
-        f"Base {pair.base.resolve().name}, tuned {pair.tuned.resolve().name}: {len(plan.tensors)} matrices that both hold with the same shape. The difference is formed in float64 from the "
-        "stored values. Its singular values come from a dense decomposition; they give the error of the truncated singular value decomposition, which is the "
-        "smallest of any matrix of that rank, in the Frobenius and the spectral norm (Eckart, Young, Mirsky). Doing nothing, a zero update, has error 1. "
-        "The noise of storage is what rounding to the stored precision does to a matrix of these entries, as independent uniform errors would."
-    )  # fmt: skip
-    cells = [
-        {"tensor": tensor, "data": data, "ranks": ",".join(map(str, chosen))} for tensor, data in plan.tensors.items()
-    ]
+    asked = ",".join(map(str, chosen))
+    cells = [{"tensor": tensor, "data": data, "ranks": asked} for tensor, data in plan.tensors.items()]
     cells += [{"tensor": tensor, "left_out": reason} for tensor, reason in plan.left_out.items()]
     study = Study(
         name=name,
         title=f"What the update changed: {name.removeprefix('update-')}",
-        question="How fast do the singular values of the update decay, matrix by matrix, and what is lost when it is truncated at rank r?",
-        setup=setup,
+        question=(
+            "How fast do the singular values of the update decay, matrix by matrix, "
+            "and what is lost when it is truncated at rank r?"
+        ),
+        setup=_setup(pair, plan),
         cells=partial(_cells, cells),
         measure=partial(_measure, pair),
         figures=_figures,
         tables=_tables,
         claims=_claims,
-        references=(
-            "C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",
-            "L. Mirsky, Symmetric gauge functions and unitarily invariant norms, Quarterly Journal of Mathematics 11, 1960.",
-            "E. J. Hu et al., LoRA: low-rank adaptation of large language models, 2021, arXiv 2106.09685.",
-            "A. S. Bandeira and R. van Handel, Sharp nonasymptotic bounds on the norm of random matrices with independent entries, 2016, arXiv 1408.6185.",
-        ),
-    )  # fmt: skip
+        references=REFERENCES,
+    )
     return study, plan
+
+
+def _setup(pair: Pair, plan: Plan) -> str:
+    base, tuned = (path.resolve().name for path in (pair.base, pair.tuned))
+    return (
+        f"Base {base}, tuned {tuned}: {len(plan.tensors)} matrices that both hold with the same shape. The difference "
+        "is formed in float64 from the stored values. Its singular values come from a dense decomposition; they give "
+        "the error of the truncated singular value decomposition, which is the smallest of any matrix of that rank, in "
+        "the Frobenius and the spectral norm (Eckart, Young, Mirsky). Doing nothing, a zero update, has error 1. The "
+        "noise of storage is what rounding to the stored precision does to a matrix of these entries, as independent "
+        "uniform errors would; the base is taken to be what training started from."
+    )
 
 
 def _cells(grid: list[dict[str, Any]], _scale: str) -> list[dict[str, Any]]:
@@ -166,19 +190,14 @@ def _measure(pair: Pair, cell: Cell, _seed: int) -> list[dict[str, Any]]:
     if cell.get("left_out"):
         raise Skip(str(cell["left_out"]))
     name = str(cell["tensor"])
-    base, tuned = (_opened(path) for path in (pair.base, pair.tuned))
-    before, after = base.tensor(name, None), tuned.tensor(name, None)
-    if np.array_equal(before, after):
+    m = _Matrices.read(name, open_safetensors(pair.base), open_safetensors(pair.tuned))
+    if m.digest() != cell["data"]:
+        raise RuntimeError("the checkpoints were changed during the run: start it again")
+    if np.array_equal(m.base, m.tuned):
         raise Skip("equal in BASE and TUNED: there is no update")
-    stored = tuned.stored_dtype(name)
     ranks = [int(rank) for rank in str(cell["ranks"]).split(",")]
-    facts = {
-        "rows": before.shape[0],
-        "columns": before.shape[1],
-        "stored_base": base.stored_dtype(name),
-        "stored": stored,
-    }
-    return [facts | record for record in update_records(before, after, ranks, stored)]
+    facts = {"rows": m.base.shape[0], "columns": m.base.shape[1], "stored_base": m.stored[0], "stored": m.stored[1]}
+    return [facts | record for record in update_records(m.base, m.tuned, ranks, m.stored[1])]
 
 
 # -- figures and tables ------------------------------------------------------------------------------------------------
@@ -205,7 +224,8 @@ def kind_of(tensor: str) -> str:
 def _kinds(tensors: pd.Series) -> pd.Series:
     """Kind of each, the rarer ones beyond eight together."""
     kinds = tensors.map(kind_of)
-    common = list(kinds.value_counts().index[: MOST_GROUPS if kinds.nunique() <= MOST_GROUPS else MOST_GROUPS - 1])
+    most = MOST_GROUPS if kinds.nunique() <= MOST_GROUPS else MOST_GROUPS - 1
+    common = list(kinds.value_counts().index[:most])
     return kinds.where(kinds.isin(common), "others")
 
 
@@ -215,7 +235,7 @@ def _draw_spectra(fig: Canvas, data: pd.DataFrame) -> None:
 
     ax = fig.subplots()
     seen: set[str] = set()
-    for (kind, _), curve in data.groupby(["kind", "tensor"], sort=False):
+    for (kind, _), curve in groups(data, ["kind", "tensor"]):
         label = None if kind in seen else kind
         seen.add(kind)
         scale = curve["value"].iloc[0]
@@ -238,7 +258,7 @@ def _draw_truncation(fig: Canvas, data: pd.DataFrame) -> None:
     for ax, (norm, panel) in zip(fig.subplots(1, 2, sharey=True), data.groupby("norm", sort=False), strict=True):
         span = [panel["rank"].min(), panel["rank"].max()]
         style.yardstick(ax, span, [1.0, 1.0], kind="zero_update", label="zero update")
-        for kind, curve in panel.groupby("kind", sort=False):
+        for (kind,), curve in groups(panel, ["kind"]):
             by_rank = curve.groupby("rank")["value"].agg(["median", "min", "max"]).reset_index()
             style.line(ax, by_rank["rank"], by_rank["median"], by_rank["min"], by_rank["max"], family=kind, label=kind)
         style.log_axes(ax, x=2, y=None)
@@ -250,57 +270,79 @@ def _figures(records: pd.DataFrame) -> list[Figure]:
     """Spectra, and the error of truncation."""
     if _part(records, "tensor").empty:
         return []
-    whole = _part(records, "tensor").set_index("tensor")
-    spectra = _part(records, "spectrum")
-    spectra = pd.DataFrame({
-        "kind": _kinds(spectra["tensor"]), "tensor": spectra["tensor"], "index": spectra["index"].astype(int), "value": spectra["singular_value"],
-        "lower": spectra["singular_value_lower"], "upper": spectra["singular_value_upper"],
-        "relative": spectra["singular_value"] / spectra.groupby("tensor")["singular_value"].transform("max"),
-        "noise_spectral": spectra["tensor"].map(whole["noise_spectral"]),
-    })  # fmt: skip
-    cut = _part(records, "truncation")
-    errors = pd.concat([
-        pd.DataFrame({"kind": _kinds(cut["tensor"]), "tensor": cut["tensor"], "norm": norm, "rank": cut["rank"].astype(int), "value": cut[f"relative_{norm.lower()}"],
-                      "lower": cut[f"relative_{norm.lower()}_lower"], "upper": cut[f"relative_{norm.lower()}_upper"]})
-        for norm in ("Frobenius", "spectral")
-    ])  # fmt: skip
-    found = [
-        Figure("spectrum", "Singular values of the update of every matrix, relative to its largest, coloured by the kind of the matrix. Dashed: the noise that rounding to the stored "
-               "precision would leave; what lies below cannot be told from it.", _draw_spectra, spectra, size=(6.5, 3.9)),
-    ]  # fmt: skip
+    caption = (
+        "Singular values of the update of every matrix, relative to its largest, coloured by the kind of the matrix. "
+        "Dashed: the noise that rounding to the stored precision would leave; what lies below cannot be told from it."
+    )
+    found = [Figure("spectrum", caption, _draw_spectra, _spectra(records), size=(6.5, 3.9))]
+    errors = _errors(records)
     if errors["rank"].nunique() > 1:
-        found.append(
-            Figure(
-                "truncation",
-                "Error of the update truncated at rank r, median over the matrices of a kind; bands: from the smallest to the largest. Grey: no update at all.",
-                _draw_truncation,
-                errors,
-                size=(6.5, 3.7),
-                panels=(1, 2),
-            )  # fmt: skip
+        caption = (
+            "Error of the update truncated at rank r, median over the matrices of a kind; bands: from the smallest to "
+            "the largest. Grey: no update at all."
         )
+        found.append(Figure("truncation", caption, _draw_truncation, errors, size=(6.5, 3.7), panels=(1, 2)))
     return found
+
+
+def _spectra(records: pd.DataFrame) -> pd.DataFrame:
+    part = _part(records, "spectrum")
+    noise = _part(records, "tensor").set_index("tensor")["noise_spectral"]
+    names = {f"singular_value{end}": end.removeprefix("_") or "value" for end in ("", "_lower", "_upper")}
+    data = part[["tensor", "index", *names]].rename(columns=names)
+    data.insert(0, "kind", _kinds(part["tensor"]))
+    largest = data.groupby("tensor")["value"].transform("max")
+    return data.assign(relative=data["value"] / largest, noise_spectral=data["tensor"].map(noise))
+
+
+def _errors(records: pd.DataFrame) -> pd.DataFrame:
+    part = _part(records, "truncation")
+    part = part.assign(kind=_kinds(part["tensor"]), rank=part["rank"].astype(int))
+    panels = []
+    for norm in ("Frobenius", "spectral"):
+        names = {f"relative_{norm.lower()}{end}": end.removeprefix("_") or "value" for end in ("", "_lower", "_upper")}
+        panels.append(part[["kind", "tensor", "rank", *names]].rename(columns=names).assign(norm=norm))
+    return pd.concat(panels)
 
 
 def whole_table(records: pd.DataFrame) -> pd.DataFrame:
     """A row for each tensor: size, rank and storage of its update."""
-    rows = [
-        {
-            "tensor": row["tensor"],
-            "shape": f"{row['rows']:.0f} × {row['columns']:.0f}",
-            "stored": row["stored"]
-            if row["stored"] == row["stored_base"]
-            else f"{row['stored_base']}, {row['stored']}",
-            "size": "n/a" if pd.isna(row["relative_update"]) else f"{row['relative_update']:.2g}",
-            "stable rank": f"{row['stable_rank']:.3g}",
-            "rank for 50, 90, 99 %": ", ".join(f"{row[f'rank_{share}']:.0f}" for share in (50, 90, 99)),
-            "zeros": f"{100 * row['zero_share']:.1f} %",
-            "noise": f"{row['noise_frobenius']:.2g}",
-            "above noise": f"{row['above_noise']:.0f}",
-        }
-        for row in _part(records, "tensor").to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_whole_row(row) for row in _part(records, "tensor").to_dict("records")])
+
+
+def _whole_row(row: dict[Any, Any]) -> dict[str, str]:
+    stored = row["stored"] if row["stored"] == row["stored_base"] else f"{row['stored_base']}, {row['stored']}"
+    return {
+        "tensor": row["tensor"],
+        "shape": f"{row['rows']:.0f} × {row['columns']:.0f}",
+        "stored": stored,
+        "size": "n/a" if pd.isna(row["relative_update"]) else f"{row['relative_update']:.2g}",
+        "stable rank": f"{row['stable_rank']:.3g}",
+        "rank 50, 90, 99 %": ", ".join(f"{row[f'rank_{share}']:.0f}" for share in (50, 90, 99)),
+        "zeros": f"{100 * row['zero_share']:.1f} %",
+        "noise": f"{row['noise_frobenius']:.2g}",
+        "above noise": f"{row['above_noise']:.0f}",
+    }
+
+
+def short_names(table: pd.DataFrame) -> pd.DataFrame:
+    """The same for a narrow terminal: names without what all of them begin and end with.
+
+    Examples
+    --------
+    >>> short_names(pd.DataFrame({"tensor": ["layers.0.q.weight", "layers.1.k.weight"]}))["tensor"].to_list()
+    ['0.q', '1.k']
+    """
+    split = [name.split(".") for name in table["tensor"]]
+    if len(split) < 2:
+        return table
+    front, back = _shared(split), _shared([words[::-1] for words in split])
+    return table.assign(tensor=[".".join(words[front : len(words) - back]) or ".".join(words) for words in split])
+
+
+def _shared(names: list[list[str]]) -> int:
+    """How many words all names begin with."""
+    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*names, strict=False)))
 
 
 def truncation_table(records: pd.DataFrame) -> pd.DataFrame:
@@ -319,11 +361,13 @@ def truncation_table(records: pd.DataFrame) -> pd.DataFrame:
 def _tables(records: pd.DataFrame) -> list[Table]:
     if _part(records, "tensor").empty:
         return []
-    return [
-        Table("tensors", "The update of every matrix: size relative to the base (Frobenius), stable rank, smallest ranks that keep 50, 90 and 99 % of its energy, entries that are exactly zero, "
-              "noise of storage relative to the update (Frobenius), and how many singular values lie above that noise.", whole_table(records)),
-        Table("truncation", "Relative error of the update truncated at rank r: Frobenius, spectral. A zero update has 1, 1.", truncation_table(records)),
-    ]  # fmt: skip
+    whole = (
+        "The update of every matrix: size relative to the base (Frobenius), stable rank, smallest ranks that keep 50, "
+        "90 and 99 % of its energy, entries that are exactly zero, noise of storage relative to the update "
+        "(Frobenius), and how many singular values lie above that noise."
+    )
+    cut = "Relative error of the update truncated at rank r: Frobenius, spectral. A zero update has 1, 1."
+    return [Table("tensors", whole, whole_table(records)), Table("truncation", cut, truncation_table(records))]
 
 
 # -- findings ----------------------------------------------------------------------------------------------------------
@@ -331,19 +375,33 @@ def _tables(records: pd.DataFrame) -> list[Table]:
 
 def _claims(records: pd.DataFrame) -> list[Claim]:
     """What storage hides, and what the largest rank keeps."""
-    if _part(records, "tensor").empty:
-        return []
     whole, cut = _part(records, "tensor"), _part(records, "truncation")
-    found = []
+    return [] if whole.empty else [*_storage_finding(whole), _rank_finding(cut)]
+
+
+def _storage_finding(whole: pd.DataFrame) -> list[Claim]:
+    """A warning where 16 bits have swallowed much of the update."""
     hidden = whole[whole["stored"].isin(_SIXTEEN) & (whole["zero_share"] > MANY_ZEROS)]
-    if len(hidden):
-        found.append(Claim(
-            f"Storage in 16 bits hides part of the update: in {len(hidden)} of {len(whole)} matrices more than {100 * MANY_ZEROS:.0f} % of the differences are exactly zero, so ranks and "
-            "errors here are those of the stored update, not of the trained one; compare checkpoints saved in float32", "confirmed",
-            f"{100 * hidden['zero_share'].min():.0f} to {100 * hidden['zero_share'].max():.0f} % zeros, worst in {hidden.loc[hidden['zero_share'].idxmax(), 'tensor']}"))  # fmt: skip
+    if hidden.empty:
+        return []
+    sentence = (
+        f"Storage in 16 bits hides part of the update: in {len(hidden)} of {len(whole)} matrices more than "
+        f"{100 * MANY_ZEROS:.0f} % of the differences are exactly zero. Ranks and errors are those of the stored "
+        "update, not of the trained one; compare checkpoints saved in float32"
+    )
+    worst = hidden.sort_values("zero_share")["tensor"].iloc[-1]
+    low, high = (100 * f(hidden["zero_share"]) for f in (min, max))
+    return [Claim(sentence, "confirmed", f"{low:.0f} to {high:.0f} % zeros, most in {worst}")]
+
+
+def _rank_finding(cut: pd.DataFrame) -> Claim:
+    """How many matrices the largest rank keeps."""
     last = cut[cut["rank"] == cut["rank"].max()]
-    keeps = int((last["relative_spectral_upper"] <= 0.1).sum())
+    keeps = int((last["relative_spectral_upper"] <= WELL_KEPT).sum())
     what = "every matrix" if keeps == len(last) else f"{keeps} of {len(last)} matrices"
-    found.append(Claim(f"Rank {last['rank'].iloc[0]:.0f} keeps the update of {what} to 10 % in the spectral norm", "confirmed",
-                       f"largest error {last['relative_spectral'].max():.3g} spectral, {last['relative_frobenius'].max():.3g} Frobenius"))  # fmt: skip
-    return found
+    worst = (last[f"relative_{norm}"].max() for norm in ("spectral", "frobenius"))
+    return Claim(
+        f"Rank {last['rank'].iloc[0]:.0f} keeps the update of {what} to {100 * WELL_KEPT:.0f} % in the spectral norm",
+        "confirmed",
+        "largest error {:.3g} spectral, {:.3g} Frobenius".format(*worst),
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nla_llm.study.medians import groups
+
 from . import style
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ def curve_label(method: str, directions: str | None = None) -> str:
 def _curves(data: pd.DataFrame) -> Iterator[tuple[str, str | None, str, pd.DataFrame]]:
     """Method, directions, label and rows of each curve; a column ``label`` tells curves of one method apart."""
     keys = ["method", "directions", *(["label"] if "label" in data.columns else [])]
-    for (method, directions, *label), rows in data.groupby(keys, dropna=False, sort=False):
-        directions = directions if isinstance(directions, str) else None
-        yield method, directions, label[0] if label else curve_label(method, directions), rows
+    for (method, directions, *label), rows in groups(data, keys):
+        variant = directions if isinstance(directions, str) else None
+        yield method, variant, label[0] if label else curve_label(method, variant), rows
 
 
 def draw_curves(ax: Axes, data: pd.DataFrame, x: str) -> None:
@@ -43,8 +45,8 @@ def draw_curves(ax: Axes, data: pd.DataFrame, x: str) -> None:
     ----------
     ax : matplotlib.axes.Axes
     data : pandas.DataFrame
-        Columns ``method``, ``directions`` (None, "iid" or "orthogonal"), ``median``, ``lower``, ``upper``, the one named
-        ``x``, NaN for a level, and optionally ``label``.
+        Columns ``method``, ``directions`` (None, "iid" or "orthogonal"), ``median``, ``lower``, ``upper``, the one
+        named ``x``, NaN for a level, and optionally ``label``.
     x : str
         Column of the abscissae.
     """

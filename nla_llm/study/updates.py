@@ -44,13 +44,13 @@ class Spectrum:
     def value(self, index: int) -> Estimate:
         """σ_index, counted from one."""
         s = float(self.values[index - 1])
-        return Estimate(s, max(s - self.rounding, 0.0), s + self.rounding, 1.0, "dense singular value decomposition")
+        return _within(s, self.rounding)
 
     def frobenius(self, beyond: int = 0) -> Estimate:
         """√(Σ σ_i²) over i > ``beyond``: the norm, or the error of the best approximation of that rank."""
         tail = self.values[beyond:]
         norm, slack = float(np.linalg.norm(tail)), self.rounding * math.sqrt(max(tail.size, 1))
-        return Estimate(norm, max(norm - slack, 0.0), norm + slack, 1.0, "dense singular value decomposition")
+        return _within(norm, slack)
 
     def truncation(self, rank: int, norm: str) -> Estimate:
         """Relative error of the best approximation of a rank, in the Frobenius or the spectral norm; 0 at full rank.
@@ -74,6 +74,11 @@ class Spectrum:
         """Smallest rank whose best approximation keeps at least this share of ‖A‖_F²."""
         energy = np.cumsum(self.values**2)
         return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12)) + 1)  # 1e-12: a share met to rounding
+
+
+def _within(value: float, slack: float) -> Estimate:
+    ends = np.array([max(value - slack, 0.0), value + slack])
+    return Estimate(np.array(value), ends[0], ends[1], 1.0, "dense singular value decomposition")
 
 
 class StorageNoise(NamedTuple):
