@@ -47,7 +47,7 @@ def _head_product(
     """One head: what the rows ``near`` see of x through ``far``, in their own chunk and through the state."""
     n, m = near.shape
     state = np.zeros((m, x.shape[1]), out.dtype)
-    lower = np.tri(chunk, dtype=near.dtype)
+    lower = np.tri(chunk, dtype=bool)
     keep = lower.T if transpose else lower
     per_group = max(1, _GROUP_ENTRIES // (max(m, chunk) * max(chunk, x.shape[1])))
     starts = range(0, n, per_group * chunk)
@@ -102,8 +102,9 @@ class _Group(NamedTuple):
 def _group_product(group: _Group, decay: Matrix | None, state: Matrix, *, backwards: bool) -> tuple[Matrix, Matrix]:
     """Products of a group; the state (m, columns) is that on entering, and then on leaving it."""
     near, far, x, keep = group
-    weights = near @ far.transpose(0, 2, 1)
-    weights *= keep
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows above the diagonal does not count
+        weights = near @ far.transpose(0, 2, 1)
+    np.copyto(weights, 0, where=~keep)
     y = weights @ x
     updates = far.transpose(0, 2, 1) @ x
     order = range(len(near))

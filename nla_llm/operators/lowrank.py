@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from nla_llm.backend import Array, device_of, is_numpy, matmul, matmul_where, namespace
+from nla_llm.backend import Array, by_heads, device_of, is_numpy, matmul, matmul_where, namespace
 from nla_llm.operators._chunked import chunked_product, chunked_row_sums
 from nla_llm.operators.base import Operator
 
@@ -35,10 +35,10 @@ class LowRank(Operator):
         return int(self.left.shape[-1])
 
     def apply(self, x: Array) -> Array:
-        return matmul(self.left, matmul(self.xp.matrix_transpose(self.right), x))
+        return by_heads(_through, self.left, self.right, x)
 
     def apply_transpose(self, y: Array) -> Array:
-        return matmul(self.right, matmul(self.xp.matrix_transpose(self.left), y))
+        return by_heads(_through, self.right, self.left, y)
 
     def rows(self, start: int, stop: int) -> Array:
         return self.left[..., start:stop, :] @ self.xp.matrix_transpose(self.right)
@@ -254,6 +254,11 @@ class Selection(Operator):
         xp = self.xp
         keys = xp.arange(self.shape[-1], device=device_of(self.index))
         return xp.astype(keys[:, None] == self.index[..., None, :], y.dtype) @ y
+
+
+def _through(near: Array, far: Array, x: Array) -> Array:
+    """near farᵀ x, from the right."""
+    return matmul(near, matmul(namespace(far).matrix_transpose(far), x))
 
 
 def _factored_shape(left: Array, right: Array) -> tuple[int, ...]:

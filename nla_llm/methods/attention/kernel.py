@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, namespace
+from nla_llm.backend import Array, by_heads, device_of, namespace
 from nla_llm.methods.registry import Properties, register, require
 from nla_llm.operators import CausalLowRank, LowRank, RowNormalised
 
@@ -194,9 +194,8 @@ class EluFeatures:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of linear attention."""
         require(self, problem)
-        return kernel_attention(
-            problem, Features(_elu_plus_one(problem.q)), Features(_elu_plus_one(problem.k)), nonnegative=True
-        )
+        queries, keys = (Features(by_heads(_elu_plus_one, x)) for x in (problem.q, problem.k))
+        return kernel_attention(problem, queries, keys, nonnegative=True)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Features by two comparisons, an exponential and an addition an entry; then a kernel of d features."""
@@ -223,7 +222,8 @@ class ReluFeatures:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of linear attention."""
         require(self, problem)
-        return kernel_attention(problem, Features(_relu(problem.q)), Features(_relu(problem.k)), nonnegative=True)
+        queries, keys = (Features(by_heads(_relu, x)) for x in (problem.q, problem.k))
+        return kernel_attention(problem, queries, keys, nonnegative=True)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Features by one comparison an entry; then a kernel of d features."""
