@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -47,7 +48,7 @@ def list_() -> None:
     for name in methods():
         cls = registered(name)
         p = properties_of(cls)
-        options = ", ".join(f for f in getattr(cls, "__dataclass_fields__", {}) if f not in {"_", "orthogonal"})
+        options = ", ".join(f.name for f in fields(cls)) if is_dataclass(cls) else ""
         target = f"{p.target} (yardstick)" if p.yardstick else p.target
         theory = "yes" if hasattr(cls, "theory") else ""
         table.add_row(name, options, target, ", ".join(sorted(p.supports)).replace("_", " "), theory)

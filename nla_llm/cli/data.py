@@ -46,7 +46,7 @@ def attention(  # noqa: PLR0917 - options, given by name
     """
     from nla_llm.cli._heads import ModelHeads, TensorHeads, numbers  # noqa: PLC0415 - so that --help stays fast
     from nla_llm.cli.attention_study import attention_study, heads_table  # noqa: PLC0415
-    from nla_llm.cli.terminal import show_frame  # noqa: PLC0415
+    from nla_llm.cli.terminal import show_frame, show_skipped  # noqa: PLC0415
 
     if source.is_dir():
         _refuse(
@@ -69,7 +69,9 @@ def attention(  # noqa: PLR0917 - options, given by name
     summary = _run(study, store, jobs)
     if summary.counts.get("ok"):
         table = heads_table(summary.records).drop(columns=["operations", "output"], errors="ignore")
-        show_frame(table, "relative errors of P, medians over heads")
+        table = table.rename(columns={"better than uniform": "better"})
+        show_frame(table, "relative errors of P, medians over heads; better: heads on which it surely beats uniform")
+    show_skipped(summary, "label")
     _finish(summary, reports)
 
 
@@ -87,10 +89,10 @@ def update(  # noqa: PLR0917 - options, given by name
 
     Example: [bold]nla-llm update base/ tuned/ --rank 8 --rank 32 --tensors '*proj*'[/]
     """
-    from nla_llm.cli.terminal import say, show_frame  # noqa: PLC0415 - so that --help stays fast
+    from nla_llm.cli.terminal import show_frame, show_skipped  # noqa: PLC0415 - so that --help stays fast
     from nla_llm.cli.update_study import Pair, short_names, truncation_table, update_study, whole_table  # noqa: PLC0415
 
-    study, plan = update_study(_name(name, "update", tuned), Pair(base, tuned), rank, tensors)
+    study = update_study(_name(name, "update", tuned), Pair(base, tuned), rank, tensors)
     summary = _run(study, store, jobs)
     if summary.counts.get("ok"):
         rest = f"see {reports / study.name}"
@@ -98,9 +100,7 @@ def update(  # noqa: PLR0917 - options, given by name
         show_frame(whole, "the update: its size relative to the base, its ranks, its storage", rest)
         errors = short_names(truncation_table(summary.records))
         show_frame(errors, "relative error at rank r: Frobenius, spectral (a zero update: 1, 1)", rest)
-    for reason in dict.fromkeys(plan.left_out.values()):
-        names = [tensor for tensor, why in plan.left_out.items() if why == reason]
-        say(f"left out, {reason}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+    show_skipped(summary, "tensor")
     _finish(summary, reports)
 
 

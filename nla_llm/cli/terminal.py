@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
     from nla_llm.study import StudySummary
 
-__all__ = ["say", "sentence", "show_frame", "show_studies", "tell"]
+__all__ = ["say", "sentence", "show_frame", "show_skipped", "show_studies", "tell"]
 
 ROWS = 40  # of a table on the terminal; the CSV beside the report has all
+_NAMES = 3  # of what was skipped for one reason
 _VERDICTS = {"confirmed": "green", "refuted": "red", "open": "yellow"}
 
 
@@ -57,6 +58,15 @@ def show_studies(summaries: Iterable[StudySummary]) -> None:
                 if line.startswith(f"  {word}"):
                     text.stylize(f"bold {colour}", 2, 2 + len(word))
             say(text)
+
+
+def show_skipped(summary: StudySummary, entry: str) -> None:
+    """Print why cells were skipped, and some of the names that they have under ``entry``."""
+    skipped = [result for result in summary.results if result.status == "skipped"]
+    for reason in dict.fromkeys(result.reason for result in skipped):
+        names = list(dict.fromkeys(str(result.cell[entry]) for result in skipped if result.reason == reason))
+        more = ", ..." if len(names) > _NAMES else ""
+        say(f"skipped, {reason}: {len(names)} ({', '.join(names[:_NAMES])}{more})")
 
 
 def show_frame(data: DataFrame, title: str = "", rest: str = "") -> None:

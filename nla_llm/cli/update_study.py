@@ -124,10 +124,8 @@ class _Matrices(NamedTuple):
         return digest.hexdigest()[:16]
 
 
-def update_study(
-    name: str, pair: Pair, ranks: list[int] | None = None, pattern: str | None = None
-) -> tuple[Study, Plan]:
-    """Study of the difference of two checkpoints, to be run like any other, and what it leaves out.
+def update_study(name: str, pair: Pair, ranks: list[int] | None = None, pattern: str | None = None) -> Study:
+    """Study of the difference of two checkpoints, to be run like any other; what it leaves out it skips, with reasons.
 
     Parameters
     ----------
@@ -151,7 +149,7 @@ def update_study(
     asked = ",".join(map(str, chosen))
     cells = [{"tensor": tensor, "data": data, "ranks": asked} for tensor, data in plan.tensors.items()]
     cells += [{"tensor": tensor, "left_out": reason} for tensor, reason in plan.left_out.items()]
-    study = Study(
+    return Study(
         name=name,
         title=f"What the update changed: {name.removeprefix('update-')}",
         question=(
@@ -166,7 +164,6 @@ def update_study(
         claims=_claims,
         references=REFERENCES,
     )
-    return study, plan
 
 
 def _setup(pair: Pair, plan: Plan) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator
+
 from nla_llm.study.medians import groups
 
 from . import style
@@ -72,7 +74,16 @@ def draw_against_cost(figure: Figure, data: pd.DataFrame) -> None:
         draw_curves(ax, part[part["method"] != "optimal_rank"], "operations")
         ax.axvline(part["exact_operations"].iloc[0], color=style.INK, linewidth=0.9)
         style.log_axes(ax)
+        _thin_ticks(ax)
         style.label(ax, "operations for one head", f"relative {norm} error of P", f"{norm} norm")
+
+
+def _thin_ticks(ax: Axes) -> None:
+    """Over less than two decades, label 1, 2 and 5 only: more would run into one another."""
+    low, high = ax.get_xlim()
+    if high < 100 * low:
+        ax.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        ax.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2.0, 2.0)))
 
 
 def draw_against_entropy(figure: Figure, data: pd.DataFrame) -> None:

@@ -1,6 +1,7 @@
 """The command line as a whole: help, version, exit codes, and errors in one sentence."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ def test_version(nla):
 def test_list_names_methods_and_studies(nla):
     out = nla("list").out
     assert "optimal_rank" in out
+    assert re.search(r"positive_features +m, directions", out)
+    assert "properties" not in out
     assert "attention_error" in out
 
 

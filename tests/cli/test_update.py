@@ -88,10 +88,11 @@ def test_report_and_what_is_left_out(nla, save, pair):
     names = {p.stem for p in Path("reports/update-tuned-v2").iterdir()}
     assert names == {"spectrum", "truncation", "table-tensors", "table-truncation"}
     for line in (
-        "left out, not a matrix: 1 (model.norm.weight)",
-        "left out, only in BASE: 1 (only.weight)",
-        "left out, of another shape in BASE than in TUNED: 1 (wide.weight)",
-        "left out, not stored as float16, bfloat16, float32, float64: 1 (whole.weight)",
+        "skipped, not a matrix: 1 (model.norm.weight)",
+        "skipped, only in BASE: 1 (only.weight)",
+        "skipped, of another shape in BASE than in TUNED: 1 (wide.weight)",
+        "skipped, not stored as float16, bfloat16, float32, float64: 1 (whole.weight)",
+        "skipped, equal in BASE and TUNED: there is no update: 1 (same.weight)",
     ):
         assert line in outcome.out
     assert "9 cells, 4 ok, 5 skipped" in outcome.out  # the four above, and what is the same in both
