@@ -321,9 +321,10 @@ def _claims(records: pd.DataFrame) -> list[Claim]:
         if better is None or method in YARDSTICKS:
             continue
         surely, possibly = (int(b.sum()) for b in better)
+        where = "on most heads" if len(group) > 1 else "on this head"
         who = name[:1].upper() + name[1:] + ("" if pd.isna(m) else f", m = {m:.0f},")
         holds, fails = (
-            f"{who} is {word}closer to softmax attention than uniform attention on most heads" for word in ("", "not ")
+            f"{who} is {word}closer to softmax attention than uniform attention {where}" for word in ("", "not ")
         )
         error = median_text(group, "relative_frobenius")
         number = f"{surely} of {len(group)} heads surely, {possibly} at most; median error {error}"
