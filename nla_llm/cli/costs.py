@@ -25,6 +25,7 @@ __all__ = ["check_plot", "draw_costs", "formula", "show_costs"]
 
 _NAMES = {"madd": "multiply-add", "mul": "multiply", "div": "divide", "draw": "random draw"}
 _FORMATS = (".svg", ".pdf", ".png")
+_SHORT = 20  # letters of a formula that fits into a column
 _POINTS = 41  # of a curve
 
 
@@ -160,11 +161,15 @@ def _show_totals(rows: list[Row], exact: Row) -> None:
     table.add_column("method", no_wrap=True)
     for name in ("operations", "of exact", "cheaper\nfor n >", "by multiply-adds\nfor n >"):
         table.add_column(name, justify="right", overflow="fold")
+    long = []
     for row in rows:
         star, number = row.crossings(exact.cost)
+        if len(star) > _SHORT:
+            long.append(f"by multiply-adds, {row.name} is cheaper for n > {star}")
+            star = "see below"
         share = f"{100 * row.value.total() / exact.value.total():.3g} %" if row.of_attention else ""
         table.add_row(row.name, f"{row.value.total():,}", share, number, star)
-    say(table)
+    say(table, *long)
 
 
 def formula(expression: Any) -> str:

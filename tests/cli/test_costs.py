@@ -45,6 +45,13 @@ def test_crossovers_as_formula_and_as_number(nla):
     )
 
 
+def test_a_long_crossover_stands_below_the_table(nla):
+    out = nla("cost", "elu_features", "--causal").out
+    assert "see below" in out
+    line = out.strip().splitlines()[-1]
+    assert re.fullmatch(r"by multiply-adds, elu_features is cheaper for n > .*sqrt\(.*\).*", line)
+
+
 def test_an_update_method_is_not_compared_with_attention(nla):
     out = nla("cost", "truncated_svd", "--n", 64, "--m", 4).out
     assert "exact attention" not in out
