@@ -261,10 +261,10 @@ def claims(records: pd.DataFrame) -> list[Claim]:
 
 
 def exponent_claim(timed: pd.DataFrame, name: str, sentence: str, sense: Any) -> Claim:
-    """Growth exponent between the longest length and one eighth of it, from the intervals of both times."""
+    """Growth exponent between the longest length and one quarter of it, from the intervals of both times."""
     curve = timed[(timed["method"] == name) & ~timed["causal"].astype(bool)].sort_values("n")
     last = curve.iloc[-1]
-    first = curve[curve["n"] <= last["n"] / 8].iloc[-1] if (curve["n"] <= last["n"] / 8).any() else curve.iloc[0]
+    first = curve[curve["n"] <= last["n"] / 4].iloc[-1] if (curve["n"] <= last["n"] / 4).any() else curve.iloc[0]
     ratio = np.log(last["n"] / first["n"])
     ends = [
         np.log(last[f"seconds_used_{a}"] / first[f"seconds_used_{b}"]) / ratio

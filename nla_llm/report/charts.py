@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator
@@ -40,7 +41,7 @@ def _curves(data: pd.DataFrame) -> Iterator[tuple[str, str | None, str, pd.DataF
         yield method, variant, label[0] if label else curve_label(method, variant), rows
 
 
-def draw_curves(ax: Axes, data: pd.DataFrame, x: str) -> None:
+def draw_curves(ax: Axes, data: pd.DataFrame, x: str, *, top: float = math.inf) -> None:
     """One curve for each method; a method without a budget is a level (against budget) or a point (against cost).
 
     Parameters
@@ -51,9 +52,15 @@ def draw_curves(ax: Axes, data: pd.DataFrame, x: str) -> None:
         named ``x``, NaN for a level, and optionally ``label``.
     x : str
         Column of the abscissae.
+    top : float
+        Upper end of the ordinate, then logarithmic. A curve that lies above it altogether is named in the panel with
+        its range, so that it does not squeeze all others into a line.
     """
-    span = data[x].dropna()
+    span, above = data[x].dropna(), []
     for method, directions, label, curve in _curves(data):
+        if curve["median"].min() > top:
+            above.append(f"{label}: {curve['median'].min():.2g} to {curve['median'].max():.2g}")
+            continue
         known = curve[x].notna().all()
         xs = curve[x] if known else [span.min(), span.max()]
         y, low, high = (curve[c] if known else [curve[c].iloc[0]] * 2 for c in ("median", "lower", "upper"))
@@ -61,9 +68,18 @@ def draw_curves(ax: Axes, data: pd.DataFrame, x: str) -> None:
             style.yardstick(ax, xs, y, low, high, kind=method)
         else:
             style.line(ax, xs, y, low, high, family=method, label=label, variant=directions)
+    if math.isfinite(top):
+        ax.set_yscale("log")
+        ax.set_ylim(top=top)
+    if above:
+        low, high = ax.get_ylim()
+        ax.set_ylim(bottom=low * (low / high) ** (0.09 * (len(above) + 1)))  # room for the lines below the curves
+        ax.text(
+            0.02, 0.03, "\n".join(["beyond this panel:", *above]), transform=ax.transAxes, va="bottom", fontsize=7.5
+        )
 
 
-def draw_against_cost(figure: Figure, data: pd.DataFrame) -> None:
+def draw_against_cost(figure: Figure, data: pd.DataFrame, *, top: float = math.inf) -> None:
     """Errors in several norms against operations, the cost of exact attention as a vertical line.
 
     Columns ``norm``, ``operations`` and ``exact_operations`` beside those of `draw_curves`. The optimal rank is left
@@ -71,7 +87,7 @@ def draw_against_cost(figure: Figure, data: pd.DataFrame) -> None:
     """
     panels = list(data.groupby("norm", sort=False))
     for ax, (norm, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        draw_curves(ax, part[part["method"] != "optimal_rank"], "operations")
+        draw_curves(ax, part[part["method"] != "optimal_rank"], "operations", top=top)
         ax.axvline(part["exact_operations"].iloc[0], color=style.INK, linewidth=0.9)
         style.log_axes(ax)
         _thin_ticks(ax)
@@ -86,7 +102,7 @@ def _thin_ticks(ax: Axes) -> None:
         ax.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2.0, 2.0)))
 
 
-def draw_against_entropy(figure: Figure, data: pd.DataFrame) -> None:
+def draw_against_entropy(figure: Figure, data: pd.DataFrame, *, top: float = math.inf) -> None:
     """Every head: its error (``value``, ``lower``, ``upper``) against the entropy of its rows."""
     ax = figure.subplots()
     for method, directions, label, part in _curves(data):
@@ -95,6 +111,8 @@ def draw_against_entropy(figure: Figure, data: pd.DataFrame) -> None:
         ax.errorbar(part["entropy"], part["value"], bars, fmt=marker, color=colour, markersize=3.5, linewidth=0.8,
                     label=label)  # fmt: skip
     style.log_axes(ax, x=None)
+    if math.isfinite(top):
+        ax.set_ylim(top=top)
     style.label(ax, "mean row entropy relative to uniform attention (0 sharp, 1 flat)", "relative Frobenius error of P")
 
 
