@@ -73,7 +73,7 @@ def draw_curves(ax: Axes, data: pd.DataFrame, x: str, *, top: float = math.inf) 
         ax.set_ylim(top=top)
     if above:
         low, high = ax.get_ylim()
-        ax.set_ylim(bottom=low * (low / high) ** (0.09 * (len(above) + 1)))  # room for the lines below the curves
+        ax.set_ylim(bottom=low * (low / high) ** (0.05 * (len(above) + 1)))  # room for the lines below the curves
         ax.text(
             0.02, 0.03, "\n".join(["beyond this panel:", *above]), transform=ax.transAxes, va="bottom", fontsize=7.5
         )
