@@ -211,7 +211,9 @@ class RowNormalised(Operator):
         return self.xp.mean(self.xp.astype(self.sums < 0, self.dtype), axis=-1)
 
     def apply(self, x: Array) -> Array:
-        return self.op.apply(x) / self.sums[..., None]
+        y = self.op.apply(x)
+        y /= self.sums[..., None]  # in place: a product is a fresh array, as wide as its factors
+        return y
 
     def apply_transpose(self, y: Array) -> Array:
         return self.op.apply_transpose(y / self.sums[..., None])
