@@ -11,11 +11,13 @@ import pandas as pd
 import nla_llm as nl
 from nla_llm.problems import embedded, gallery
 from nla_llm.study import Claim, Figure, Study, Table
-from nla_llm.study.measuring import attention_records, head_facts, kernel_error
-from nla_llm.study.medians import median_interval, median_text, medians
+from nla_llm.study.frames import succeeded, valued
+from nla_llm.study.heads import closer_than_uniform, heads_table, medians_by_norm
+from nla_llm.study.measuring import first_order_error, head_records, kernel_error
+from nla_llm.study.medians import medians
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from matplotlib.figure import Figure as Canvas
 
@@ -26,14 +28,14 @@ SIZES = {  # tokens, draws of a random method, budgets, scales of the Gaussian s
 }
 GAUSSIAN_HEADS, GAUSSIAN_DIM, GAUSSIAN_BUDGET = 6, 32, 64
 PLAIN = ("uniform", "elu_features", "relu_features")
-BUDGETED = (
-    ("optimal_rank", {}),
-    ("random_keys", {}),
-    ("positive_features", {"directions": "iid"}),
-    ("positive_features", {"directions": "orthogonal"}),
-    ("hyperbolic_features", {"directions": "iid"}),
-    ("trigonometric_features", {"directions": "iid"}),
-    ("trigonometric_features", {"directions": "orthogonal"}),
+BUDGETED = (  # with their directions
+    ("optimal_rank", None),
+    ("random_keys", None),
+    ("positive_features", "iid"),
+    ("positive_features", "orthogonal"),
+    ("hyperbolic_features", "iid"),
+    ("trigonometric_features", "iid"),
+    ("trigonometric_features", "orthogonal"),
 )
 KERNEL_DRAWS = 8  # draws of a kernel for one of an operator: it is cheap to measure and heavy-tailed
 YARDSTICKS = ("uniform", "random_keys", "optimal_rank")
@@ -42,13 +44,10 @@ READABLE = 1e4  # kernel errors beyond are left out of the figure: no number of 
 CURVE = ("method", "directions")  # what makes a curve
 
 
-def methods(budgets: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def methods(budgets: Iterable[int]) -> list[dict[str, Any]]:
     """Methods of the study as the entries of a cell."""
-    for name in PLAIN:
-        yield {"method": name, "m": None, "directions": None}
-    for name, options in BUDGETED:
-        for m in budgets:
-            yield {"method": name, "m": m, "directions": options.get("directions")}
+    plain = [{"method": name, "m": None, "directions": None} for name in PLAIN]
+    return plain + [{"method": name, "m": m, "directions": kind} for name, kind in BUDGETED for m in budgets]
 
 
 def cells(scale: str) -> list[dict[str, Any]]:
@@ -57,7 +56,7 @@ def cells(scale: str) -> list[dict[str, Any]]:
     model = [
         {"input": "model", "layer": layer, "n": n, "draws": draws, **method}
         for layer in range(embedded.embedded_model().config.num_hidden_layers)
-        for method in methods(tuple(m for m in budgets if m <= n))
+        for method in methods([m for m in budgets if m <= n])
     ]
     gaussian = [
         {"input": "gaussian", "scale": s, "n": n, "draws": draws, **method}
@@ -85,215 +84,130 @@ def measure(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     p = problem(cell)
     options = {name: cell[name] for name in ("m", "directions") if cell[name] is not None}
     method = nl.method(cell["method"], **options)
-    records = attention_records(p, method, draws=cell["draws"], seed=seed)
-    operations = int(method.cost(p).at(p, method).total())
-    for record, facts in zip(records, head_facts(p), strict=True):
-        record |= {"operations": operations, **facts}
+    records = head_records(p, method, draws=cell["draws"], seed=seed)
     if cell["input"] == "gaussian" and hasattr(method, "theory") and cell["method"] not in YARDSTICKS:
         measured, promised = kernel_error(p, method, draws=KERNEL_DRAWS * cell["draws"], seed=seed)
         for i, record in enumerate(records):
             record |= {
                 "kernel_error": measured[i],
                 "kernel_theory": float(promised[i]),
-                **first_order(p.head(i), method),
+                **first_order_error(p.head(i), method),
             }
     return records
-
-
-def first_order(head: nl.AttentionProblem, method: Any) -> dict[str, Any]:
-    """Relative Frobenius error of P that theory promises to first order, and whether it may be trusted there."""
-    promise = nl.theory.first_order_error(
-        head.q,
-        head.k,
-        scale=head.scale,
-        m=method.m,
-        features=method.function,
-        orthogonal=method.directions == "orthogonal",
-    )
-    size = float(nl.measures.frobenius_norm(head.exact()))
-    return {"first_order": float(np.sqrt(promise.value)) / size, "first_order_valid": promise.valid}
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def draw_by_kind(fig: Canvas, data: pd.DataFrame) -> None:
-    """Error against budget, sharp heads beside flat ones."""
-    from nla_llm.report import charts, style  # noqa: PLC0415 - matplotlib loads only in the process that draws
-
-    axes = fig.subplots(1, 2, sharey=True)
-    for ax, (kind, part) in zip(axes, data.groupby("kind", sort=False), strict=True):
-        charts.draw_curves(ax, part, "m", top=TOP)
-        style.log_axes(ax, x=2)
-        style.label(ax, "budget m", "" if ax is axes[1] else "relative Frobenius error of P", f"{kind} heads")
-
-
 def draw_sweep(fig: Canvas, data: pd.DataFrame) -> None:
     """Gaussian heads: error of P beside that of the kernel, whose closed form is dashed."""
-    from nla_llm.report import charts, style  # noqa: PLC0415
+    from nla_llm.report import charts, style  # noqa: PLC0415 - matplotlib loads only in the process that draws
 
-    left, right = fig.subplots(1, 2)
-    after = data[data["what"] == "P"]
-    charts.draw_curves(left, after, "scale")
-    for (method, _), curve in after.groupby(["method", "directions"], sort=False):
-        if curve["theory"].notna().any():
-            style.theory_line(left, curve["scale"], curve["theory"], family=method, label="theory")
-    style.log_axes(left, x=None)
-    style.label(
-        left,
-        "standard deviation of q and k",
-        "relative Frobenius error of P",
-        f"after normalisation, m = {GAUSSIAN_BUDGET}",
+    panels = (
+        ("P", "relative Frobenius error of P", f"after normalisation, m = {GAUSSIAN_BUDGET}"),
+        ("kernel", "relative mean square error of exp(logits)", "before normalisation"),
     )
-    kernel = data[data["what"] == "kernel"]
-    for (method, directions), curve in kernel.groupby(["method", "directions"], sort=False):
-        style.line(
-            right,
-            curve["scale"],
-            curve["median"],
-            curve["lower"],
-            curve["upper"],
-            family=method,
-            label=charts.curve_label(method, directions),
-            variant=directions,
-        )
-        style.theory_line(right, curve["scale"], curve["theory"], family=method, label="theory")
-    style.log_axes(right, x=None)
-    style.label(
-        right, "standard deviation of q and k", "relative mean square error of exp(logits)", "before normalisation"
-    )
-
-
-def kinds(model: pd.DataFrame) -> pd.Series:
-    """'sharp' for the half of the heads with the smaller entropy, 'flat' for the others."""
-    return np.where(model["entropy"] <= model["entropy"].median(), "sharp", "flat")
+    for ax, (what, measured, title) in zip(fig.subplots(1, 2), panels, strict=True):
+        part = data[data["what"] == what]
+        charts.draw_curves(ax, part, "scale")
+        charts.draw_theory(ax, part, "scale")
+        style.log_axes(ax, x=None)
+        style.label(ax, "standard deviation of q and k", measured, title)
 
 
 def figures(records: pd.DataFrame) -> list[Figure]:
     """The four figures."""
     from nla_llm.report import charts  # noqa: PLC0415
 
-    ok = records[records["status"] == "ok"]
-    model, gaussian = ok[ok["input"] == "model"], ok[ok["input"] == "gaussian"]
-    model = model.assign(kind=kinds(model))
-    heads = model.groupby(["layer", "head"]).ngroups
-    n = int(ok["n"].iloc[0])
-    by_kind = medians(model, [*CURVE, "m", "kind"], "relative_frobenius").sort_values(
-        "kind", ascending=False, kind="stable"
-    )
-    p = problems(n)[0]
-    exact = int(nl.costs.exact_attention(p).at(p).total())
-    cost = pd.concat(
-        [
-            medians(model, [*CURVE, "operations"], f"relative_{norm}").assign(norm=norm, exact_operations=exact)
-            for norm in ("frobenius", "spectral")
-        ]
-    )
-    after = medians(gaussian, [*CURVE, "scale"], "relative_frobenius").assign(what="P")
-    trusted = gaussian[gaussian["first_order_valid"].eq(True)]
-    theory = trusted.groupby([*CURVE, "scale"], sort=False)["first_order"].median().rename("theory").reset_index()
-    after = after.merge(theory, on=[*CURVE, "scale"], how="left")
-    before = gaussian.dropna(subset=["kernel_error"]).groupby(["method", "directions", "scale"], sort=False)
-    kernel = before.apply(pool_kernel, include_groups=False).reset_index().assign(what="kernel")
-    kernel = kernel[kernel["theory"] < READABLE]
+    model, gaussian = (succeeded(records, input=name) for name in ("model", "gaussian"))
+    n, heads = int(model["n"].iloc[0]), model.groupby(["layer", "head"]).ngroups
     budget = int(model["m"].dropna().unique()[min(1, model["m"].nunique() - 1)])
-    shown = model[((model["m"] == budget) | model["m"].isna()) & model["directions"].ne("iid")]
-    points = shown.assign(
-        value=shown["relative_frobenius"],
-        lower=shown["relative_frobenius_lower"],
-        upper=shown["relative_frobenius_upper"],
-    )
-    points = points[["method", "directions", "m", "layer", "head", "entropy", "norm_growth", "value", "lower", "upper"]]
+    cost = medians_by_norm(model, [*CURVE, "operations"], ("frobenius", "spectral"))
+    wide: dict[str, Any] = {"size": (6.5, 3.5), "panels": (1, 2)}
     return [
         Figure(
             "budget",
-            f"Median over the {heads} heads of the embedded model, split by the entropy of their rows "
-            f"(n = {n}, causal); bands: "
-            "95 % intervals of the median over heads. Grey: doing nothing (uniform, random keys) and "
-            "the best possible "
-            "of that rank.",
-            draw_by_kind,
-            by_kind,
+            f"Median over the {heads} heads of the embedded model, split by the entropy of their rows (n = {n}, "
+            "causal); bands: 95 % intervals of the median over heads. Grey: doing nothing (uniform, random keys) and "
+            "the best possible of that rank.",
+            partial(charts.draw_against_budget, top=TOP),
+            by_kind(model),
             size=(6.5, 3.2),
             panels=(1, 2),
         ),
         Figure(
             "cost",
-            "The same errors in both norms against operations, counted by formula; the vertical line "
-            "is exact causal attention. "
-            "The optimal rank is left out: it costs more than what it replaces.",
+            "The same errors in both norms against operations, counted by formula; the vertical line is exact causal "
+            "attention. The optimal rank is left out: it costs more than what it replaces.",
             partial(charts.draw_against_cost, top=TOP),
-            cost,
-            size=(6.5, 3.5),
-            panels=(1, 2),
+            cost.assign(exact_operations=int(model["exact_operations"].iloc[0])),
+            **wide,
         ),
         Figure(
             "gaussian",
-            f"Gaussian heads (d = {GAUSSIAN_DIM}, n = {n}) of growing scale. Left: medians over "
-            f"{GAUSSIAN_HEADS} heads; "
-            "dashed, the first-order prediction where its small parameter is small. Right: the mean square "
-            "error of the kernel before normalisation with its 95 % interval over draws, and dashed "
-            "the closed form of Performer's Lemma 2 "
-            "and of its orthogonal extension, up to the scale where no number of draws measures it.",
+            f"Gaussian heads (d = {GAUSSIAN_DIM}, n = {n}) of growing scale. Left: medians over {GAUSSIAN_HEADS} "
+            "heads; dashed, the first-order prediction where its small parameter is small. Right: the mean square "
+            "error of the kernel before normalisation with its 95 % interval over draws, and dashed the closed form "
+            "of Performer's Lemma 2 and of its orthogonal extension, up to the scale where no number of draws "
+            "measures it.",
             draw_sweep,
-            pd.concat([after, kernel]),
-            size=(6.5, 3.5),
-            panels=(1, 2),
+            pd.concat([after_normalisation(gaussian), before_normalisation(gaussian)]),
+            **wide,
         ),
         Figure(
             "heads",
             f"Every head of the embedded model, m = {budget}; bars: 95 % intervals over draws. Trigonometric "
             "features lie far above and are left out.",
             charts.draw_against_entropy,
-            points[points["method"] != "trigonometric_features"],
+            by_head(model, budget),
             size=(6.5, 3.3),
         ),
     ]
 
 
-def pool_kernel(group: pd.DataFrame) -> pd.Series:
-    """Mean over heads: they share their directions, so their errors are not independent and intervals are averaged."""
-    return pd.Series(
-        {
-            "median": group["kernel_error"].mean(),
-            "lower": group["kernel_error_lower"].mean(),
-            "upper": group["kernel_error_upper"].mean(),
-            "theory": group["kernel_theory"].mean(),
-        }
-    )
+def by_kind(model: pd.DataFrame) -> pd.DataFrame:
+    """Medians over the half of the heads with the smaller entropy, 'sharp', and over the others, 'flat'."""
+    kind = np.where(model["entropy"] <= model["entropy"].median(), "sharp", "flat")
+    found = medians(model.assign(kind=kind), [*CURVE, "m", "kind"], "relative_frobenius")
+    return found.sort_values("kind", ascending=False, kind="stable")
+
+
+def by_head(model: pd.DataFrame, budget: int) -> pd.DataFrame:
+    """Errors of every head at one budget, directions orthogonal where there is a choice."""
+    shown = model[((model["m"] == budget) | model["m"].isna()) & model["directions"].ne("iid")]
+    points = valued(shown, "relative_frobenius", [*CURVE, "m", "layer", "head", "entropy", "norm_growth"])
+    return points[points["method"] != "trigonometric_features"]
+
+
+def after_normalisation(gaussian: pd.DataFrame) -> pd.DataFrame:
+    """Median errors of P by scale, and the first-order prediction where it may be trusted."""
+    keys = [*CURVE, "scale"]
+    trusted = gaussian[gaussian["first_order_valid"].eq(True)]
+    theory = trusted.groupby(keys, sort=False)["first_order"].median().rename("theory").reset_index()
+    return medians(gaussian, keys, "relative_frobenius").assign(what="P").merge(theory, on=keys, how="left")
+
+
+def before_normalisation(gaussian: pd.DataFrame) -> pd.DataFrame:
+    """Errors of the kernel by scale.
+
+    Means over heads: they share their directions, so their errors are not independent and intervals are averaged.
+    """
+    names = {"kernel_error": "median", "kernel_error_lower": "lower", "kernel_error_upper": "upper"}
+    names["kernel_theory"] = "theory"
+    known = gaussian.dropna(subset=["kernel_error"]).groupby([*CURVE, "scale"], sort=False)
+    kernel = known[list(names)].mean().rename(columns=names).reset_index().assign(what="kernel")
+    return kernel[kernel["theory"] < READABLE]
 
 
 def tables(records: pd.DataFrame) -> list[Table]:
     """Medians over the heads of the model and the share of heads on which a method beats doing nothing."""
-    from nla_llm.report.charts import curve_label  # noqa: PLC0415
-
-    ok = records[(records["status"] == "ok") & (records["input"] == "model")]
-    uniform = ok[ok["method"] == "uniform"].set_index(["layer", "head"])["relative_frobenius"]
-    rows = []
-    for (method, directions, m), group in ok.groupby(["method", "directions", "m"], dropna=False, sort=False):
-        better = (
-            group["relative_frobenius_upper"].to_numpy()
-            < uniform.loc[list(zip(group["layer"], group["head"], strict=True))].to_numpy()
-        )
-        rows.append(
-            {
-                "method": curve_label(method, directions if isinstance(directions, str) else None),
-                "m": "" if pd.isna(m) else int(m),
-                "operations": int(group["operations"].iloc[0]),
-                "Frobenius": median_text(group, "relative_frobenius"),
-                "spectral": median_text(group, "relative_spectral"),
-                "output": median_text(group, "output_error"),
-                "better than uniform": f"{better.sum()} of {len(better)}",
-                "negative sums": f"{100 * group['negative_share'].mean():.1f} %",
-            }
-        )
     caption = (
-        "Heads of the embedded model: medians over heads of the relative errors with their 95 % "
-        "intervals, the number of heads on which the "
-        "whole interval over draws lies below uniform attention, and the share of negative row "
+        "Heads of the embedded model: medians over heads of the relative errors with their 95 % intervals, the number "
+        "of heads on which the whole interval over draws lies below uniform attention, and the share of negative row "
         "sums."
     )
-    return [Table("heads", caption, pd.DataFrame(rows))]
+    negative = {"negative sums": lambda group: f"{100 * group['negative_share'].mean():.1f} %"}
+    return [Table("heads", caption, heads_table(succeeded(records, input="model"), negative))]
 
 
 # -- claims ------------------------------------------------------------------------------------------------------------
@@ -301,28 +215,24 @@ def tables(records: pd.DataFrame) -> list[Table]:
 
 def claims(records: pd.DataFrame) -> list[Claim]:
     """What the records say."""
-    ok = records[records["status"] == "ok"]
-    model = ok[ok["input"] == "model"]
+    ok, model = succeeded(records), succeeded(records, input="model")
     largest = model["m"].max()
+    elu = model[model["method"] == "elu_features"]
+    positive = model[model["method"].eq("positive_features") & model["directions"].eq("orthogonal")]
+    positive = positive[positive["m"] == largest]
     return [
         floor_claim(ok),
         closed_form_claim(ok.dropna(subset=["kernel_error"])),
+        share_claim(model, elu, "elu + 1 attention is closer to softmax than uniform attention on most heads"),
         share_claim(
             model,
-            "elu_features",
-            None,
-            "elu + 1 attention is closer to softmax than uniform attention on most heads",
-        ),
-        share_claim(
-            model,
-            "positive_features",
-            largest,
+            positive,
             f"positive orthogonal features with m = {largest:.0f} are closer to softmax than uniform "
             "attention on most heads",
             expected="refuted",
             source="read into the accurate estimation that Choromanski et al. 2021, arXiv 2009.14794, promise",
         ),
-        accuracy_claim(model, largest),
+        accuracy_claim(positive, largest),
     ]
 
 
@@ -371,34 +281,25 @@ def closed_form_claim(kernel: pd.DataFrame) -> Claim:
 
 
 def share_claim(
-    model: pd.DataFrame, method: str, m: float | None, sentence: str, *, expected: Any = "confirmed", source: str = ""
+    model: pd.DataFrame, part: pd.DataFrame, sentence: str, *, expected: Any = "confirmed", source: str = ""
 ) -> Claim:
     """On most heads a method beats uniform attention; heads whose interval straddles it count for neither."""
-    uniform = model[model["method"] == "uniform"].set_index(["layer", "head"])["relative_frobenius"]
-    part = model[(model["method"] == method) & (model["m"].isna() if m is None else model["m"] == m)]
-    if m is not None:
-        part = part[part["directions"] == "orthogonal"]
-    reference = uniform.loc[list(zip(part["layer"], part["head"], strict=True))].to_numpy()
-    surely = float(np.mean(part["relative_frobenius_upper"].to_numpy() < reference))
-    possibly = float(np.mean(part["relative_frobenius_lower"].to_numpy() < reference))
+    surely, possibly = (float(np.mean(better)) for better in closer_than_uniform(model, part))
     number = f"{100 * surely:.0f} % of {len(part)} heads surely, {100 * possibly:.0f} % at most"
     return Claim.decide(sentence, surely, possibly, 0.5, ">", number=number, expected=expected, source=source)
 
 
-def accuracy_claim(model: pd.DataFrame, m: float) -> Claim:
+def accuracy_claim(positive: pd.DataFrame, m: float) -> Claim:
     """The published claim of accuracy, as a number."""
-    part = model[(model["method"] == "positive_features") & (model["directions"] == "orthogonal") & (model["m"] == m)]
-    values = np.sort(part["relative_frobenius"].to_numpy(dtype=float))
-    low, high = median_interval(len(values))
+    error = medians(positive, ["m"], "relative_frobenius").iloc[0]
     return Claim.decide(
         f"Positive orthogonal features with m = {m:.0f} approximate the attention of a trained head to 10 %",
-        float(values[low]),
-        float(values[high]),
+        error["lower"],
+        error["upper"],
         0.1,
         "<",
         expected="refuted",
-        number=f"median relative Frobenius error {np.median(values):.3g}, 95 % interval "
-        f"{values[low]:.3g} to {values[high]:.3g}",
+        number="median relative Frobenius error {median:.3g}, 95 % interval {lower:.3g} to {upper:.3g}".format(**error),
         source="the accuracy that Choromanski et al. 2021, arXiv 2009.14794, title and abstract promise, read as 10 %",
     )
 
@@ -409,13 +310,11 @@ study = Study(
     question="On the heads of a trained language model, how far are cheaper attentions from softmax "
     "attention, between doing nothing and the best possible, and at what cost?",
     setup=(
-        "The embedded language model reads held-out text; every head gives queries, keys (after "
-        "rotation) and values of a causal attention problem. The second input "
-        "are Gaussian heads, without a mask, whose logits grow with the scale. The reference is "
-        "exact attention in float64; errors are relative, of the "
-        "matrix P and of the output P v. Random methods are drawn several times. Costs are "
-        "formulas, for one head, in operations "
-        "(a multiply-add is two)."
+        "The embedded language model reads held-out text; every head gives queries, keys (after rotation) and values "
+        "of a causal attention problem. The second input are Gaussian heads, without a mask, whose logits grow with "
+        "the scale. The reference is exact attention in float64; errors are relative, of the matrix P and of the "
+        "output P v. Random methods are drawn several times. Costs are formulas, for one head, in operations (a "
+        "multiply-add is two)."
     ),
     cells=cells,
     measure=measure,

@@ -14,6 +14,7 @@ from nla_llm import costs
 from nla_llm.measures import Estimate
 from nla_llm.problems import gallery
 from nla_llm.study import Claim, Figure, Study, Table
+from nla_llm.study.frames import succeeded, valued
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -94,43 +95,28 @@ def label(name: str) -> str:
 
 def draw_panels(fig: Canvas, data: pd.DataFrame) -> None:
     """Without and with a causal mask, side by side."""
-    from nla_llm.report import style  # noqa: PLC0415 - matplotlib loads only in the process that draws
+    from nla_llm.report import charts, style  # noqa: PLC0415 - matplotlib loads only in the process that draws
 
     unit = data["unit"].iloc[0]
     axes = fig.subplots(1, 2, sharey=True)
     for ax, (causal, panel) in zip(axes, data.groupby("causal"), strict=True):
         for name, curve in panel.groupby("method", sort=False):
-            draw = style.yardstick if name in {"uniform", "random_keys"} else style.line
-            key = {"kind": name} if draw is style.yardstick else {"family": name}
-            draw(ax, curve["n"], curve["value"], curve["lower"], curve["upper"], label=label(name), **key)
+            band = (curve[c] for c in ("n", "value", "lower", "upper"))
+            charts.draw_curve(ax, *band, method=name, label=label(name))
             if curve["theory"].notna().any():
-                style.theory_line(
-                    ax, curve["n"], curve["theory"], family=None if name == "exact" else name, label="formula"
-                )
+                style.theory_line(ax, curve["n"], curve["theory"], family=name, label="formula")
         style.log_axes(ax, x=2)
         style.label(ax, "tokens n", unit if ax is axes[0] else "", "causal" if causal else "no mask")
 
 
 def figures(records: pd.DataFrame) -> list[Figure]:
     """Operations and times against length."""
-    ok = records[records["status"] == "ok"]
-    counted = ok[ok["what"] == "count"].sort_values("n", kind="stable")
-    counted = counted.assign(
-        value=counted["counted"],
-        lower=counted["counted"],
-        upper=counted["counted"],
-        theory=counted["operations"],
-        unit="operations of one head",
-    )
-    timed = ok[ok["what"] == "time"].sort_values("n", kind="stable")
-    timed = timed.assign(
-        value=timed["seconds_used"],
-        lower=timed["seconds_used_lower"],
-        upper=timed["seconds_used_upper"],
-        theory=np.nan,
-        unit="seconds for one head",
-    )
-    columns = ["method", "causal", "n", "value", "lower", "upper", "theory", "unit"]
+    keys = ["method", "causal", "n"]
+    counted = succeeded(records, what="count").sort_values("n", kind="stable")
+    counts = dict.fromkeys(("value", "lower", "upper"), counted["counted"])
+    counted = counted[keys].assign(**counts, theory=counted["operations"], unit="operations of one head")
+    timed = valued(succeeded(records, what="time").sort_values("n", kind="stable"), "seconds_used", keys)
+    timed = timed.assign(theory=np.nan, unit="seconds for one head")
     return [
         Figure(
             "time",
@@ -139,7 +125,7 @@ def figures(records: pd.DataFrame) -> list[Figure]:
             "to the largest. The formulas say where the curves must cross in the end; at short "
             "lengths overheads decide.",
             draw_panels,
-            timed[columns],
+            timed,
             size=(6.5, 3.7),
             panels=(1, 2),
         ),
@@ -148,7 +134,7 @@ def figures(records: pd.DataFrame) -> list[Figure]:
             "Operations of the code, counted (markers), and by formula (dashed). They agree as whole "
             "numbers, so the bars have no length.",
             draw_panels,
-            counted[columns],
+            counted,
             size=(6.5, 3.7),
             panels=(1, 2),
         ),
@@ -157,7 +143,7 @@ def figures(records: pd.DataFrame) -> list[Figure]:
 
 def tables(records: pd.DataFrame) -> list[Table]:
     """Formulas of the multiply-adds, and crossovers against exact attention three ways."""
-    timed = records[(records["status"] == "ok") & (records["what"] == "time")]
+    timed = succeeded(records, what="time")
     formulas, crossings = [], []
     for causal in (False, True):
         p = problem(64, causal=causal)
@@ -220,8 +206,7 @@ def measured_crossing(timed: pd.DataFrame, name: str) -> str:
 
 def claims(records: pd.DataFrame) -> list[Claim]:
     """What the records say."""
-    ok = records[records["status"] == "ok"]
-    counted, timed = ok[ok["what"] == "count"], ok[ok["what"] == "time"]
+    counted, timed = (succeeded(records, what=what) for what in ("count", "time"))
     equal = float(counted["equal"].astype(bool).mean())
     p = problem(64, causal=False)
     exact = costs.exact_attention(p).subs(d_v="d")

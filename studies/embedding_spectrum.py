@@ -11,9 +11,10 @@ import nla_llm as nl
 from nla_llm import measures
 from nla_llm.linalg import haar_orthogonal
 from nla_llm.measures import Estimate
-from nla_llm.operators import Dense
 from nla_llm.problems import embedded
 from nla_llm.study import Claim, Figure, Study, Table
+from nla_llm.study.frames import succeeded, valued
+from nla_llm.study.updates import Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -50,37 +51,27 @@ def embedding_records(seed: int) -> list[dict[str, Any]]:
     matrix = embedded.embedded_model().embedding.astype(np.float64)
     noise = np.random.default_rng(seed).standard_normal(matrix.shape)
     noise *= np.linalg.norm(matrix) / np.linalg.norm(noise)
-    spectrum, reference = (np.linalg.svd(a, compute_uv=False) for a in (matrix, noise))
-    op = Dense(matrix)
-    facts = {"stable_rank": measures.stable_rank(op), "condition": measures.condition_number(op)}
-    rounding = 8 * np.finfo(np.float64).eps * spectrum[0]  # backward stability of the SVD, the constant is empirical
+    spectrum, reference = Spectrum(matrix), Spectrum(noise)
     return [
-        {
-            "index": i + 1,
-            "singular_value": Estimate(s, s - min(rounding, s), s + rounding, 1.0, "dense SVD"),
-            "gaussian": float(g),
-        }
-        | (facts if i == 0 else {})
-        for i, (s, g) in enumerate(zip(spectrum, reference, strict=True))
+        {"index": i, "singular_value": spectrum.value(i), "gaussian": float(g)}
+        for i, g in enumerate(reference.values, start=1)
     ]
 
 
 def head_records(layer: int) -> list[dict[str, Any]]:
     """Stable rank and conditioning of W_Qᵀ W_K, a matrix of rank at most the head dimension, of every query head."""
     model = embedded.embedded_model()
-    records = []
-    for head in range(model.config.num_attention_heads):
-        op = model.query_key(layer, head)
-        records.append(
-            {
-                "head": head,
-                "rank_bound": op.rank,
-                "stable_rank": measures.stable_rank(op),
-                "condition": measures.condition_number(op),
-                "spectral_norm": measures.spectral_norm(op),
-            }
-        )
-    return records
+    operators = [model.query_key(layer, head) for head in range(model.config.num_attention_heads)]
+    return [
+        {
+            "head": head,
+            "rank_bound": op.rank,
+            "stable_rank": measures.stable_rank(op),
+            "condition": measures.condition_number(op),
+            "spectral_norm": measures.spectral_norm(op),
+        }
+        for head, op in enumerate(operators)
+    ]
 
 
 def loss_record(cell: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -101,7 +92,7 @@ def loss_record(cell: dict[str, Any], seed: int) -> dict[str, Any]:
     record = {
         "loss": Estimate.from_samples(losses),
         "increase": Estimate.from_samples(losses - plain),
-        "optimum": optimum(problem, cell["rank"]),
+        "optimum": float(Spectrum(problem.delta).truncation(cell["rank"], "frobenius")),
     }
     return record | {
         f"relative_{norm}": measures.relative_error(exact, op, norm=norm) for norm in ("frobenius", "spectral")
@@ -117,14 +108,9 @@ def replacement(cell: dict[str, Any], problem: nl.UpdateProblem, seed: int) -> A
     return nl.method(cell["method"], **options)(problem)
 
 
-def optimum(problem: nl.UpdateProblem, rank: int) -> float:
-    """Relative Frobenius error that no matrix of this rank can beat (Eckart and Young 1936)."""
-    s = np.linalg.svd(problem.delta, compute_uv=False)
-    return float(np.sqrt(np.sum(s[rank:] ** 2) / np.sum(s**2)))
-
-
 # -- figures -----------------------------------------------------------------------------------------------------------
 
+BAND = ("x", "value", "lower", "upper")
 WAYS = {
     ("truncated_svd", True): "truncated SVD, input and output",
     ("truncated_svd", False): "truncated SVD, input only",
@@ -137,61 +123,43 @@ def draw_spectrum(fig: Canvas, data: pd.DataFrame) -> None:
     from nla_llm.report import style  # noqa: PLC0415 - matplotlib loads only in the process that draws
 
     left, right = fig.subplots(1, 2)
-    spectrum = data[data["panel"] == "spectrum"]
-    style.line(
-        left,
-        spectrum["x"],
-        spectrum["value"],
-        spectrum["lower"],
-        spectrum["upper"],
-        family="update",
-        label="embedding",
-        marker="",
-    )
+    values = data[data["panel"] == "spectrum"]
+    style.line(left, *(values[c] for c in BAND), family="update", label="embedding", marker="")
     style.yardstick(
-        left, spectrum["x"], spectrum["reference"], kind="uniform", label="Gaussian matrix of the same norm", marker=""
+        left, values["x"], values["reference"], kind="uniform", label="Gaussian matrix of the same norm", marker=""
     )
     style.log_axes(left, x=None)
     style.label(left, "index i", "singular value", "spectrum")
-    for (method, kind), curve in data[data["panel"] == "error"].groupby(["method", "norm"], sort=False):
-        columns = (curve["x"], curve["value"], curve["lower"], curve["upper"])
+    for (method, norm), curve in data[data["panel"] == "error"].groupby(["method", "norm"], sort=False):
+        band, frobenius = [curve[c] for c in BAND], norm == "frobenius"
         if method == "random_subspace":
-            style.yardstick(
-                right,
-                *columns,
-                kind="random_keys" if kind == "frobenius" else "uniform",
-                label=f"random subspace, {kind}",
-            )
+            grey = "random_subspace" if frobenius else "uniform"
+            style.yardstick(right, *band, kind=grey, label=f"random subspace, {norm}")
             continue
-        variant = "orthogonal" if kind == "frobenius" else "iid"
-        style.line(right, *columns, family="update", label=f"truncated SVD, {kind}", variant=variant)
-        if kind == "frobenius":
+        variant = "orthogonal" if frobenius else "iid"
+        style.line(right, *band, family="update", label=f"truncated SVD, {norm}", variant=variant)
+        if frobenius:
             style.theory_line(right, curve["x"], curve["reference"], label="Eckart–Young, frobenius")
     style.label(right, "rank r", "relative error of the embedding", "truncation")
 
 
 def draw_loss(fig: Canvas, data: pd.DataFrame) -> None:
     """Loss of the model against the rank of its embedding."""
-    from nla_llm.report import style  # noqa: PLC0415
+    from nla_llm.report import charts, style  # noqa: PLC0415
 
-    ax = fig.subplots()
+    ax, loss = fig.subplots(), ("loss", "loss_lower", "loss_upper")
     for (method, tie), curve in data.groupby(["method", "tie"], sort=False):
         if (method, tie) not in WAYS:
             continue
-        columns = (curve["rank"], curve["loss"], curve["loss_lower"], curve["loss_upper"])
-        if method == "random_subspace":
-            style.yardstick(ax, *columns, kind="random_keys", label=WAYS[method, tie])
-        else:
-            style.line(ax, *columns, family="update", label=WAYS[method, tie], variant="orthogonal" if tie else "iid")
-    for method, kind, text in (
+        band = [curve[c] for c in ("rank", *loss)]
+        charts.draw_curve(ax, *band, method=method, label=WAYS[method, tie], variant="orthogonal" if tie else "iid")
+    span = [data["rank"].min(), data["rank"].max()]
+    for method, grey, text in (
         ("zero_update", "uniform", "no embedding: log of the vocabulary"),
         ("none", "optimal_rank", "the model as it is"),
     ):
         level = data[data["method"] == method].iloc[0]
-        span = [data["rank"].min(), data["rank"].max()]
-        style.yardstick(
-            ax, span, *([level[c]] * 2 for c in ("loss", "loss_lower", "loss_upper")), kind=kind, label=text, marker=""
-        )
+        style.yardstick(ax, span, *(level[c] for c in loss), kind=grey, label=text, marker="")
     style.label(ax, "rank r of the embedding", "held-out loss, nats per token")
 
 
@@ -199,130 +167,85 @@ def draw_heads(fig: Canvas, data: pd.DataFrame) -> None:
     """Stable rank and condition number of every head's query-key matrix."""
     from nla_llm.report import style  # noqa: PLC0415
 
-    for ax, (what, part) in zip(fig.subplots(1, 2), data.groupby("what_is_shown", sort=False), strict=True):
+    left, right = fig.subplots(1, 2)
+    for ax, (what, part) in zip((left, right), data.groupby("what_is_shown", sort=False), strict=True):
         x = part["layer"] + 0.1 * (part["head"] - part["head"].mean())
         bars = [part["value"] - part["lower"], part["upper"] - part["value"]]
         ax.errorbar(x, part["value"], bars, fmt="o", color=style.colour("update"), markersize=3.5, linewidth=0.8)
         ax.set_xticks(sorted(part["layer"].unique()))
         style.label(ax, "layer", what)
-    fig.axes[1].set_yscale("log")
-    style.yardstick(
-        fig.axes[0],
-        [data["layer"].min() - 0.4, data["layer"].max() + 0.4],
-        [data["rank_bound"].max()] * 2,
-        kind="optimal_rank",
-        label="largest possible: the head dimension",
-        marker="",
-    )
+    right.set_yscale("log")
+    span = [data["layer"].min() - 0.4, data["layer"].max() + 0.4]
+    label = "largest possible: the head dimension"
+    style.yardstick(left, span, data["rank_bound"].max(), kind="optimal_rank", label=label, marker="")
 
 
 def figures(records: pd.DataFrame) -> list[Figure]:
     """Loss against rank, spectrum and truncation error, query-key matrices."""
-    ok = records[records["status"] == "ok"]
-    loss = ok[ok["what"] == "loss"].sort_values("rank", kind="stable")
-    columns = [
-        "method",
-        "tie",
-        "rank",
-        "loss",
-        "loss_lower",
-        "loss_upper",
-        "increase",
-        "increase_lower",
-        "increase_upper",
-        "optimum",
-    ]
+    loss = losses(records)
+    ends = [f"{name}{end}" for name in ("loss", "increase") for end in ("", "_lower", "_upper")]
     return [
         Figure(
             "loss",
-            f"Loss of the model on {int(loss['pieces'].iloc[0])} held-out pieces of {TOKENS} tokens "
-            "when its embedding is replaced by a matrix of rank r; bands: 95 % Student-t "
-            "intervals over pieces, which differ more among themselves than the curves do.",
+            f"Loss of the model on {int(loss['pieces'].iloc[0])} held-out pieces of {TOKENS} tokens when its embedding "
+            "is replaced by a matrix of rank r; bands: 95 % Student-t intervals over pieces, which differ more among "
+            "themselves than the curves do.",
             draw_loss,
-            loss[columns],
+            loss[["method", "tie", "rank", *ends, "optimum"]],
         ),
         Figure(
             "spectrum",
-            "Left: singular values of the embedding matrix, beside those of a Gaussian matrix of the "
-            "same size and norm. Right: relative "
-            "error of replacing it by rank r; bars for rounding are invisible at this scale.",
+            "Left: singular values of the embedding matrix, beside those of a Gaussian matrix of the same size and "
+            "norm. Right: relative error of replacing it by rank r; bars for rounding are invisible at this scale.",
             draw_spectrum,
-            spectrum_data(ok, loss),
+            spectrum_data(records),
             size=(6.5, 3.7),
             panels=(1, 2),
         ),
         Figure(
             "heads",
-            "Query-key matrices of every head: stable rank (grey line: largest possible) and "
-            "condition number on their rank.",
+            "Query-key matrices of every head: stable rank (grey line: largest possible) and condition number on "
+            "their rank.",
             draw_heads,
-            heads_data(ok),
+            heads_data(records),
             size=(6.5, 3.2),
             panels=(1, 2),
         ),
     ]
 
 
-def spectrum_data(ok: pd.DataFrame, loss: pd.DataFrame) -> pd.DataFrame:
+def losses(records: pd.DataFrame) -> pd.DataFrame:
+    """Records of the replaced embedding, by rank."""
+    return succeeded(records, what="loss").sort_values("rank", kind="stable")
+
+
+def spectrum_data(records: pd.DataFrame) -> pd.DataFrame:
     """Data of the two panels in one long table."""
-    e = ok[ok["what"] == "embedding"]
-    parts = [
-        pd.DataFrame(
-            {
-                "panel": "spectrum",
-                "x": e["index"],
-                "value": e["singular_value"],
-                "lower": e["singular_value_lower"],
-                "upper": e["singular_value_upper"],
-                "reference": e["gaussian"],
-            }
-        )
+    names = {"index": "x", "gaussian": "reference"}
+    values = valued(succeeded(records, what="embedding"), "singular_value", names).rename(columns=names)
+    cut = losses(records)
+    cut = cut[cut["tie"].astype(bool) & cut["method"].isin(["truncated_svd", "random_subspace"])]
+    names = {"rank": "x", "optimum": "reference"}
+    errors = [
+        valued(cut, f"relative_{norm}", ["method", *names]).rename(columns=names).assign(panel="error", norm=norm)
+        for norm in ("frobenius", "spectral")
     ]
-    for norm in ("frobenius", "spectral"):
-        part = loss[loss["tie"].astype(bool) & loss["method"].isin(["truncated_svd", "random_subspace"])]
-        name = f"relative_{norm}"
-        parts.append(
-            pd.DataFrame(
-                {
-                    "panel": "error",
-                    "method": part["method"],
-                    "norm": norm,
-                    "x": part["rank"],
-                    "value": part[name],
-                    "lower": part[f"{name}_lower"],
-                    "upper": part[f"{name}_upper"],
-                    "reference": part["optimum"],
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
+    data = pd.concat([values.assign(panel="spectrum"), *errors], ignore_index=True)
+    return data[["panel", *BAND, "reference", "method", "norm"]]
 
 
-def heads_data(ok: pd.DataFrame) -> pd.DataFrame:
+def heads_data(records: pd.DataFrame) -> pd.DataFrame:
     """Both measures in one long table."""
-    heads = ok[ok["what"] == "heads"]
+    heads = succeeded(records, what="heads")
     names = {"stable_rank": "stable rank of W_Qᵀ W_K", "condition": "condition number of W_Qᵀ W_K on its rank"}
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "what_is_shown": text,
-                    "layer": heads["layer"],
-                    "head": heads["head"],
-                    "value": heads[name],
-                    "lower": heads[f"{name}_lower"],
-                    "upper": heads[f"{name}_upper"],
-                    "rank_bound": heads["rank_bound"],
-                }
-            )
-            for name, text in names.items()
-        ]
-    )
+    parts = [
+        valued(heads, name, ["layer", "head", "rank_bound"]).assign(what_is_shown=text) for name, text in names.items()
+    ]
+    return pd.concat(parts)[["what_is_shown", "layer", "head", "value", "lower", "upper", "rank_bound"]]
 
 
 def tables(records: pd.DataFrame) -> list[Table]:
     """Truncations beside the optimum and what they cost in loss."""
-    ok = records[(records["status"] == "ok") & (records["what"] == "loss")].sort_values("rank", kind="stable")
     rows = [
         {
             "replaced by": WAYS.get((row["method"], row["tie"]), row["method"].replace("_", " ")),
@@ -332,14 +255,13 @@ def tables(records: pd.DataFrame) -> list[Table]:
             "spectral": f"{row['relative_spectral']:.4g}",
             "loss increase, nats": f"{row['increase']:.3g} [{row['increase_lower']:.3g}, {row['increase_upper']:.3g}]",
         }
-        for row in ok.to_dict("records")
+        for row in losses(records).to_dict("records")
     ]
     return [
         Table(
             "truncation",
-            "The embedding replaced by a matrix of rank r: relative errors beside the Eckart–Young "
-            "optimum (Frobenius), and the increase of the held-out loss, paired "
-            "over pieces, with its 95 % interval.",
+            "The embedding replaced by a matrix of rank r: relative errors beside the Eckart–Young optimum "
+            "(Frobenius), and the increase of the held-out loss, paired over pieces, with its 95 % interval.",
             pd.DataFrame(rows),
         )
     ]
@@ -350,8 +272,7 @@ def tables(records: pd.DataFrame) -> list[Table]:
 
 def claims(records: pd.DataFrame) -> list[Claim]:
     """What the records say."""
-    ok = records[records["status"] == "ok"]
-    loss = ok[ok["what"] == "loss"]
+    loss = losses(records)
     svd = loss[(loss["method"] == "truncated_svd") & loss["tie"].astype(bool)]
     inner = svd[svd["rank"] < svd["rank"].max()]
     gap = float(np.max(np.abs(inner["relative_frobenius"] / inner["optimum"] - 1)))
@@ -368,8 +289,8 @@ def claims(records: pd.DataFrame) -> list[Claim]:
             source="Eckart and Young 1936",
         ),
         Claim.decide(
-            "The embedded model has learned: its loss is at least 2 nats per token below that of no "
-            "embedding (log of the vocabulary)",
+            "The embedded model has learned: its loss is at least 2 nats per token below that of no embedding (log of "
+            "the vocabulary)",
             float(nothing["loss"] - whole["loss_upper"]),
             float(nothing["loss"] - whole["loss_lower"]),
             2.0,
@@ -412,15 +333,13 @@ def better_than_random(loss: pd.DataFrame) -> Claim:
 study = Study(
     name="embedding_spectrum",
     title="Tokens become vectors: the spectrum of an embedding",
-    question="How fast do the singular values of a trained embedding decay, how well conditioned are "
-    "the query-key matrices behind it, and what does the model lose when the embedding is "
-    "truncated?",
+    question="How fast do the singular values of a trained embedding decay, how well conditioned are the query-key "
+    "matrices behind it, and what does the model lose when the embedding is truncated?",
     setup=(
-        "The embedding of the embedded language model, a row per token, which also serves as its "
-        "output matrix, is replaced by a matrix of rank r: its truncated singular value "
-        "decomposition, on both sides of the model or on the input side alone, or its projection "
-        "on a random subspace. The loss is the cross-entropy of the next token on held-out "
-        "text; the yardsticks are the model as it is and a zero embedding, which knows nothing."
+        "The embedding of the embedded language model, a row per token, which also serves as its output matrix, is "
+        "replaced by a matrix of rank r: its truncated singular value decomposition, on both sides of the model or on "
+        "the input side alone, or its projection on a random subspace. The loss is the cross-entropy of the next token "
+        "on held-out text; the yardsticks are the model as it is and a zero embedding, which knows nothing."
     ),
     cells=cells,
     measure=measure,

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nla_llm import costs
 from nla_llm.cli._heads import Heads, problems_of, stack
 from nla_llm.cli._methods import code_of, found, make, parse
 from nla_llm.methods import Unsupported, properties_of
 from nla_llm.study import Claim, Figure, Skip, Study, Table
-from nla_llm.study.measuring import attention_records, head_facts
-from nla_llm.study.medians import finding, groups, median_text, medians
+from nla_llm.study.frames import groups, succeeded, valued
+from nla_llm.study.heads import closer_than_uniform, curve_label, heads_table, medians_by_norm
+from nla_llm.study.measuring import head_records
+from nla_llm.study.medians import finding, median_text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Canvas
-
     from nla_llm.study import Cell
 
-__all__ = ["BUDGETS", "METHODS", "attention_study", "heads_table"]
+__all__ = ["BUDGETS", "METHODS", "attention_study"]
 
 METHODS = ("elu_features", "positive_features:directions=orthogonal")  # beside the yardsticks
 BUDGETS = (16, 64, 256)
@@ -71,8 +70,6 @@ class Chosen:
 
 
 def _label(where: str, options: dict[str, Any], directions: str | None) -> str:
-    from nla_llm.report.charts import curve_label  # noqa: PLC0415 - matplotlib loads only in the process that draws
-
     told = {"directions", "orthogonal"} if directions else set()
     rest = ", ".join(f"{name} = {value}" for name, value in options.items() if name not in told)
     return curve_label(where, directions) + (f", {rest}" if rest else "")
@@ -177,70 +174,41 @@ def _measure(source: Heads, cell: Cell, seed: int) -> list[dict[str, Any]]:
     if m is not None and properties_of(method).yardstick and int(m) > min(problem.n_q, problem.n_k):
         raise Skip(f"m = {m} exceeds the {min(problem.n_q, problem.n_k)} tokens")
     try:
-        records = attention_records(problem, method, draws=int(cell["draws"] or 1), seed=seed)
+        records = head_records(problem, method, draws=int(cell["draws"] or 1), seed=seed)
     except Unsupported as reason:
         raise Skip(str(reason)) from reason
-    cost = {"operations": _operations(method, problem), "exact_operations": _exact_operations(problem)}
     first = int(cell["first"] or 0)
-    return [
-        record | cost | facts | {"head": first + i}
-        for i, (record, facts) in enumerate(zip(records, head_facts(problem), strict=True))
-    ]
-
-
-def _operations(method: Any, problem: Any) -> int | None:
-    return int(method.cost(problem).at(problem, method).total()) if hasattr(method, "cost") else None
-
-
-def _exact_operations(problem: Any) -> int:
-    return int(costs.exact_attention(problem).at(problem).total())
+    return [record | {"head": first + i} for i, record in enumerate(records)]
 
 
 # -- figures and tables ------------------------------------------------------------------------------------------------
 
 
-def _ok(records: pd.DataFrame) -> pd.DataFrame:
-    return records[records["status"] == "ok"]
-
-
-def _draw_budget(fig: Canvas, data: pd.DataFrame) -> None:
-    """Both norms against the budget."""
-    from nla_llm.report import charts, style  # noqa: PLC0415 - matplotlib loads only in the process that draws
-
-    for ax, (norm, part) in zip(fig.subplots(1, 2), data.groupby("norm", sort=False), strict=True):
-        charts.draw_curves(ax, part, "m")
-        style.log_axes(ax, x=2)
-        style.label(ax, "budget m", f"relative {norm} error of P", f"{norm} norm")
-
-
-def _by_norm(ok: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    norms = ("Frobenius", "spectral")
-    return pd.concat([medians(ok, [*CURVE, *by], f"relative_{n.lower()}").assign(norm=n) for n in norms])
-
-
 def _figures(records: pd.DataFrame) -> list[Figure]:
     """Error against budget, against cost, and by head."""
-    from nla_llm.report import charts  # noqa: PLC0415
+    from nla_llm.report import charts  # noqa: PLC0415 - matplotlib loads only in the process that draws
 
-    ok = _ok(records)
+    ok = succeeded(records)
     if ok.empty:
         return []
     wide: dict[str, Any] = {"size": (6.5, 3.9), "panels": (1, 2)}
     found_figures = []
     if ok["m"].nunique() > 1:
         caption = f"{_over(ok)}. Grey: doing nothing (uniform, random keys) and the best possible of that rank."
-        found_figures.append(Figure("budget", caption, _draw_budget, _by_norm(ok, ["m"]), **wide))
+        found_figures.append(
+            Figure("budget", caption, charts.draw_against_budget, medians_by_norm(ok, [*CURVE, "m"]), **wide)
+        )
     costed = ok.dropna(subset=["operations"])
     if len(costed):
-        cost = _by_norm(costed, ["operations"]).assign(exact_operations=int(ok["exact_operations"].iloc[0]))
+        cost = medians_by_norm(costed, [*CURVE, "operations"]).assign(
+            exact_operations=int(ok["exact_operations"].iloc[0])
+        )
         caption = (
             f"{_over(ok)}, against operations by formula; the vertical line is exact attention. "
             "The optimal rank is left out: it costs more than what it replaces."
         )
         found_figures.append(Figure("cost", caption, charts.draw_against_cost, cost, **wide))
-    shown = _largest(ok)
-    names = {"relative_frobenius": "value", "relative_frobenius_lower": "lower", "relative_frobenius_upper": "upper"}
-    points = shown.rename(columns=names)[[*CURVE, "m", "layer", "head", "entropy", "norm_growth", *names.values()]]
+    points = valued(_largest(ok), "relative_frobenius", [*CURVE, "m", "layer", "head", "entropy", "norm_growth"])
     caption = (
         "Every head against the entropy of its rows, each method at its largest budget; "
         "bars: 95 % intervals over draws."
@@ -263,50 +231,15 @@ def _largest(ok: pd.DataFrame) -> pd.DataFrame:
     return ok[ok["m"].isna() | (ok["m"] == largest)]
 
 
-def heads_table(records: pd.DataFrame) -> pd.DataFrame:
-    """A row for each method and budget: medians of the errors, and how many heads are better than uniform."""
-    ok = _ok(records)
-    rows = []
-    for (_, _, name, m), group in groups(ok, [*CURVE, "m"]):
-        operations = group["operations"].iloc[0]
-        row = {
-            "method": name,
-            "m": "" if pd.isna(m) else int(m),
-            "operations": "unknown" if pd.isna(operations) else int(operations),
-            "Frobenius": median_text(group, "relative_frobenius"),
-            "spectral": median_text(group, "relative_spectral"),
-        }
-        if "output_error" in ok.columns:
-            row["output"] = median_text(group, "output_error")
-        better = _better(ok, group)
-        if better is not None:
-            row["better than uniform"] = f"{int(better[0].sum())} of {len(better[0])}"
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _better(ok: pd.DataFrame, group: pd.DataFrame) -> tuple[Any, Any] | None:
-    """For each head of a group, whether it is surely, and whether it is possibly, closer than uniform attention."""
-    keys = ["layer", "head"]
-    uniform = ok.loc[ok["method"] == "uniform", [*keys, "relative_frobenius"]]
-    if uniform.empty:
-        return None
-    both = group[[*keys, "relative_frobenius_lower", "relative_frobenius_upper"]].merge(uniform, on=keys)
-    reference = both["relative_frobenius"].to_numpy()
-    return both["relative_frobenius_upper"].to_numpy() < reference, both[
-        "relative_frobenius_lower"
-    ].to_numpy() < reference
-
-
 def _tables(records: pd.DataFrame) -> list[Table]:
-    ok = _ok(records)
+    ok = succeeded(records)
     if ok.empty:
         return []
     caption = (
         f"Relative errors: {_over(ok)[0].lower()}{_over(ok)[1:].replace('bands', 'brackets')}. Better than uniform are "
         "heads on which the whole interval over draws lies below uniform attention."
     )
-    return [Table("heads", caption, heads_table(records))]
+    return [Table("heads", caption, heads_table(ok))]
 
 
 # -- findings ----------------------------------------------------------------------------------------------------------
@@ -314,10 +247,10 @@ def _tables(records: pd.DataFrame) -> list[Table]:
 
 def _claims(records: pd.DataFrame) -> list[Claim]:
     """For each method at its largest budget, whether it beats doing nothing on most heads."""
-    ok = _ok(records)
+    ok = succeeded(records)
     found_claims = []
     for (method, _, name, m), group in groups(_largest(ok), [*CURVE, "m"]):
-        better = _better(ok, group)
+        better = closer_than_uniform(ok, group)
         if better is None or method in YARDSTICKS:
             continue
         surely, possibly = (int(b.sum()) for b in better)

@@ -45,8 +45,10 @@ def attention(  # noqa: PLR0917 - options, given by name
     Example: [bold]nla-llm attention heads.safetensors --causal --method elu_features[/]
     """
     from nla_llm.cli._heads import ModelHeads, TensorHeads, numbers  # noqa: PLC0415 - so that --help stays fast
-    from nla_llm.cli.attention_study import attention_study, heads_table  # noqa: PLC0415
+    from nla_llm.cli.attention_study import attention_study  # noqa: PLC0415
     from nla_llm.cli.terminal import show_frame, show_skipped  # noqa: PLC0415
+    from nla_llm.study.frames import succeeded  # noqa: PLC0415
+    from nla_llm.study.heads import heads_table  # noqa: PLC0415
 
     if source.is_dir():
         _refuse(
@@ -68,7 +70,7 @@ def attention(  # noqa: PLR0917 - options, given by name
     study = attention_study(_name(name, "attention", source), heads, method, m, draws)
     summary = _run(study, store, jobs)
     if summary.counts.get("ok"):
-        table = heads_table(summary.records).drop(columns=["operations", "output"], errors="ignore")
+        table = heads_table(succeeded(summary.records)).drop(columns=["operations", "output"], errors="ignore")
         table = table.rename(columns={"better than uniform": "better"})
         show_frame(table, "relative errors of P, medians over heads; better: heads on which it surely beats uniform")
     show_skipped(summary, "label")
@@ -89,8 +91,9 @@ def update(  # noqa: PLR0917 - options, given by name
 
     Example: [bold]nla-llm update base/ tuned/ --rank 8 --rank 32 --tensors '*proj*'[/]
     """
+    from nla_llm.cli._pair import Pair  # noqa: PLC0415 - so that --help stays fast
     from nla_llm.cli.terminal import show_frame, show_skipped  # noqa: PLC0415 - so that --help stays fast
-    from nla_llm.cli.update_study import Pair, short_names, truncation_table, update_study, whole_table  # noqa: PLC0415
+    from nla_llm.cli.update_study import short_names, truncation_table, update_study, whole_table  # noqa: PLC0415
 
     study = update_study(_name(name, "update", tuned), Pair(base, tuned), rank, tensors)
     summary = _run(study, store, jobs)

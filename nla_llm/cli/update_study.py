@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from nla_llm.problems import open_safetensors
+from nla_llm.cli._pair import Matrices, Pair, Plan, plan_of
 from nla_llm.study import Claim, Figure, Skip, Study, Table
-from nla_llm.study.medians import groups
+from nla_llm.study.frames import groups, succeeded, valued
 from nla_llm.study.updates import update_records
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.figure import Figure as Canvas
-    from numpy.typing import NDArray
 
-    from nla_llm.problems.checkpoint import TensorFiles
     from nla_llm.study import Cell
 
-__all__ = ["RANKS", "Pair", "short_names", "truncation_table", "update_study", "whole_table"]
+__all__ = ["RANKS", "short_names", "truncation_table", "update_study", "whole_table"]
 
 RANKS = (1, 4, 16, 64)
 MANY_ZEROS = 0.1  # of the entries of a difference: from here on 16-bit storage is named as a likely cause
@@ -43,85 +36,6 @@ REFERENCES = (
     ),
 )
 _SIXTEEN = ("float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two checkpoints: safetensors files, indices of shards, or directories that hold either."""
-
-    base: Path
-    tuned: Path
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Tensors to be measured, with the hash of their contents, and those left out, with the reason."""
-
-    tensors: dict[str, str]
-    left_out: dict[str, str]
-
-
-def plan_of(pair: Pair, pattern: str | None = None) -> Plan:
-    """Match the tensors of a pair by name and shape.
-
-    Raises
-    ------
-    CheckpointError
-        If a checkpoint cannot be read, or a matched tensor holds a NaN.
-    ValueError
-        If nothing is left to measure; the sentence says why.
-    """
-    base, tuned = open_safetensors(pair.base), open_safetensors(pair.tuned)
-    names = sorted({*base.names(), *tuned.names()})
-    left_out = {name: reason for name in names if (reason := _reason(name, base, tuned, pattern))}
-    matched = [name for name in names if name not in left_out]
-    if not matched:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in _counts(left_out).items()) or "they hold none"
-        raise ValueError(f"no tensor of {pair.base.name} and {pair.tuned.name} can be compared: {reasons}")
-    return Plan({name: _Matrices.read(name, base, tuned).digest() for name in matched}, left_out)
-
-
-def _reason(name: str, base: TensorFiles, tuned: TensorFiles, pattern: str | None) -> str:
-    """Why a tensor is left out; empty where it is not."""
-    if pattern is not None and not fnmatchcase(name, pattern):
-        return "not asked for by --tensors"
-    for files, other in ((base, "TUNED"), (tuned, "BASE")):
-        if name not in files:
-            return f"only in {other}"
-    shapes = base.shape(name), tuned.shape(name)
-    if shapes[0] != shapes[1]:
-        return "of another shape in BASE than in TUNED"
-    if len(shapes[0]) != 2 or 0 in shapes[0]:
-        return "not a matrix"
-    floating = ("float16", "bfloat16", "float32", "float64")
-    if any(files.stored_dtype(name) not in floating for files in (base, tuned)):
-        return "not stored as " + ", ".join(floating)
-    return ""
-
-
-def _counts(left_out: dict[str, str]) -> dict[str, int]:
-    return {reason: list(left_out.values()).count(reason) for reason in dict.fromkeys(left_out.values())}
-
-
-class _Matrices(NamedTuple):
-    """A matrix before and after, and the dtypes in which the two are stored."""
-
-    base: NDArray[Any]
-    tuned: NDArray[Any]
-    stored: tuple[str, str]
-
-    @classmethod
-    def read(cls, name: str, base: TensorFiles, tuned: TensorFiles) -> _Matrices:
-        """The two of a name, each upcast exactly."""
-        stored = base.stored_dtype(name), tuned.stored_dtype(name)
-        return cls(base.tensor(name, None), tuned.tensor(name, None), stored)
-
-    def digest(self) -> str:
-        """Hash of the contents."""
-        digest = hashlib.sha256(repr((self.stored, self.base.shape)).encode())
-        for values in (self.base, self.tuned):
-            digest.update(np.ascontiguousarray(values).data)
-        return digest.hexdigest()[:16]
 
 
 def update_study(name: str, pair: Pair, ranks: list[int] | None = None, pattern: str | None = None) -> Study:
@@ -187,7 +101,7 @@ def _measure(pair: Pair, cell: Cell, _seed: int) -> list[dict[str, Any]]:
     if cell.get("left_out"):
         raise Skip(str(cell["left_out"]))
     name = str(cell["tensor"])
-    m = _Matrices.read(name, open_safetensors(pair.base), open_safetensors(pair.tuned))
+    m = Matrices.read(name, pair)
     if m.digest() != cell["data"]:
         raise RuntimeError("the checkpoints were changed during the run: start it again")
     if np.array_equal(m.base, m.tuned):
@@ -198,11 +112,6 @@ def _measure(pair: Pair, cell: Cell, _seed: int) -> list[dict[str, Any]]:
 
 
 # -- figures and tables ------------------------------------------------------------------------------------------------
-
-
-def _part(records: pd.DataFrame, what: str) -> pd.DataFrame:
-    ok = records[records["status"] == "ok"]
-    return ok[ok["what"] == what] if "what" in ok.columns else ok.head(0)
 
 
 def kind_of(tensor: str) -> str:
@@ -238,10 +147,8 @@ def _draw_spectra(fig: Canvas, data: pd.DataFrame) -> None:
         scale = curve["value"].iloc[0]
         drawn = style.line(ax, curve["index"], curve["value"] / scale, family=kind, label=label, marker="")
         drawn.set_linewidth(0.9)
-        noise = curve["noise_spectral"].iloc[0]
-        style.theory_line(
-            ax, [curve["index"].min(), curve["index"].max()], [noise, noise], family=kind, label="noise of storage"
-        )
+        span, noise = [curve["index"].min(), curve["index"].max()], curve["noise_spectral"].iloc[0]
+        style.theory_line(ax, span, noise, family=kind, label="noise of storage")
     style.log_axes(ax)
     floor = max(min(data["noise_spectral"].min() / 10, 0.1), data["relative"].min() / 2, 1e-10)
     ax.set_ylim(floor, 1.5)
@@ -253,8 +160,7 @@ def _draw_truncation(fig: Canvas, data: pd.DataFrame) -> None:
     from nla_llm.report import style  # noqa: PLC0415
 
     for ax, (norm, panel) in zip(fig.subplots(1, 2, sharey=True), data.groupby("norm", sort=False), strict=True):
-        span = [panel["rank"].min(), panel["rank"].max()]
-        style.yardstick(ax, span, [1.0, 1.0], kind="zero_update", label="zero update")
+        style.yardstick(ax, [panel["rank"].min(), panel["rank"].max()], 1.0, kind="zero_update")
         for (kind,), curve in groups(panel, ["kind"]):
             by_rank = curve.groupby("rank")["value"].agg(["median", "min", "max"]).reset_index()
             style.line(ax, by_rank["rank"], by_rank["median"], by_rank["min"], by_rank["max"], family=kind, label=kind)
@@ -265,7 +171,7 @@ def _draw_truncation(fig: Canvas, data: pd.DataFrame) -> None:
 
 def _figures(records: pd.DataFrame) -> list[Figure]:
     """Spectra, and the error of truncation."""
-    if _part(records, "tensor").empty:
+    if succeeded(records, what="tensor").empty:
         return []
     caption = (
         "Singular values of the update of every matrix, relative to its largest, coloured by the kind of the matrix. "
@@ -283,28 +189,27 @@ def _figures(records: pd.DataFrame) -> list[Figure]:
 
 
 def _spectra(records: pd.DataFrame) -> pd.DataFrame:
-    part = _part(records, "spectrum")
-    noise = _part(records, "tensor").set_index("tensor")["noise_spectral"]
-    names = {f"singular_value{end}": end.removeprefix("_") or "value" for end in ("", "_lower", "_upper")}
-    data = part[["tensor", "index", *names]].rename(columns=names)
+    part = succeeded(records, what="spectrum")
+    noise = succeeded(records, what="tensor").set_index("tensor")["noise_spectral"]
+    data = valued(part, "singular_value", ["tensor", "index"])
     data.insert(0, "kind", _kinds(part["tensor"]))
     largest = data.groupby("tensor")["value"].transform("max")
     return data.assign(relative=data["value"] / largest, noise_spectral=data["tensor"].map(noise))
 
 
 def _errors(records: pd.DataFrame) -> pd.DataFrame:
-    part = _part(records, "truncation")
+    part = succeeded(records, what="truncation")
     part = part.assign(kind=_kinds(part["tensor"]), rank=part["rank"].astype(int))
-    panels = []
-    for norm in ("Frobenius", "spectral"):
-        names = {f"relative_{norm.lower()}{end}": end.removeprefix("_") or "value" for end in ("", "_lower", "_upper")}
-        panels.append(part[["kind", "tensor", "rank", *names]].rename(columns=names).assign(norm=norm))
+    panels = [
+        valued(part, f"relative_{norm.lower()}", ["kind", "tensor", "rank"]).assign(norm=norm)
+        for norm in ("Frobenius", "spectral")
+    ]
     return pd.concat(panels)
 
 
 def whole_table(records: pd.DataFrame) -> pd.DataFrame:
     """A row for each tensor: size, rank and storage of its update."""
-    return pd.DataFrame([_whole_row(row) for row in _part(records, "tensor").to_dict("records")])
+    return pd.DataFrame([_whole_row(row) for row in succeeded(records, what="tensor").to_dict("records")])
 
 
 def _whole_row(row: dict[Any, Any]) -> dict[str, str]:
@@ -344,7 +249,7 @@ def _shared(names: list[list[str]]) -> int:
 
 def truncation_table(records: pd.DataFrame) -> pd.DataFrame:
     """A row for each tensor: the error at every rank, Frobenius and spectral."""
-    cut = _part(records, "truncation")
+    cut = succeeded(records, what="truncation")
     rows = []
     for tensor, part in cut.groupby("tensor", sort=False):
         errors = {
@@ -356,7 +261,7 @@ def truncation_table(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tables(records: pd.DataFrame) -> list[Table]:
-    if _part(records, "tensor").empty:
+    if succeeded(records, what="tensor").empty:
         return []
     whole = (
         "The update of every matrix: size relative to the base (Frobenius), stable rank, smallest ranks that keep 50, "
@@ -372,7 +277,7 @@ def _tables(records: pd.DataFrame) -> list[Table]:
 
 def _claims(records: pd.DataFrame) -> list[Claim]:
     """What storage hides, and what the largest rank keeps."""
-    whole, cut = _part(records, "tensor"), _part(records, "truncation")
+    whole, cut = succeeded(records, what="tensor"), succeeded(records, what="truncation")
     return [] if whole.empty else [*_storage_finding(whole), _rank_finding(cut)]
 
 

@@ -7,38 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
-from nla_llm.study.medians import groups
+from nla_llm.study.heads import curves
 
 from . import style
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
-__all__ = ["curve_label", "draw_against_cost", "draw_against_entropy", "draw_curves"]
-
-
-def curve_label(method: str, directions: str | None = None) -> str:
-    """Name of a curve.
-
-    Examples
-    --------
-    >>> curve_label("positive_features", "iid"), curve_label("my_package.my_file:MyMethod")
-    ('positive i.i.d.', 'MyMethod')
-    """
-    kind = {"iid": " i.i.d.", "orthogonal": " orthogonal"}.get(directions or "", "")
-    return method.rpartition(":")[2].removesuffix("_features").replace("_", " ") + kind
-
-
-def _curves(data: pd.DataFrame) -> Iterator[tuple[str, str | None, str, pd.DataFrame]]:
-    """Method, directions, label and rows of each curve; a column ``label`` tells curves of one method apart."""
-    keys = ["method", "directions", *(["label"] if "label" in data.columns else [])]
-    for (method, directions, *label), rows in groups(data, keys):
-        variant = directions if isinstance(directions, str) else None
-        yield method, variant, label[0] if label else curve_label(method, variant), rows
+__all__ = [
+    "draw_against_budget",
+    "draw_against_cost",
+    "draw_against_entropy",
+    "draw_curve",
+    "draw_curves",
+    "draw_theory",
+]
 
 
 def draw_curves(ax: Axes, data: pd.DataFrame, x: str, *, top: float = math.inf) -> None:
@@ -57,26 +45,66 @@ def draw_curves(ax: Axes, data: pd.DataFrame, x: str, *, top: float = math.inf) 
         its range, so that it does not squeeze all others into a line.
     """
     span, above = data[x].dropna(), []
-    for method, directions, label, curve in _curves(data):
+    for method, directions, label, curve in curves(data):
         if curve["median"].min() > top:
             above.append(f"{label}: {curve['median'].min():.2g} to {curve['median'].max():.2g}")
             continue
         known = curve[x].notna().all()
         xs = curve[x] if known else [span.min(), span.max()]
-        y, low, high = (curve[c] if known else [curve[c].iloc[0]] * 2 for c in ("median", "lower", "upper"))
-        if method in style.YARDSTICKS:
-            style.yardstick(ax, xs, y, low, high, kind=method)
-        else:
-            style.line(ax, xs, y, low, high, family=method, label=label, variant=directions)
+        y, low, high = (curve[c] if known else curve[c].iloc[0] for c in ("median", "lower", "upper"))
+        draw_curve(ax, xs, y, low, high, method=method, label=label, variant=directions)
     if math.isfinite(top):
         ax.set_yscale("log")
         ax.set_ylim(top=top)
     if above:
-        low, high = ax.get_ylim()
-        ax.set_ylim(bottom=low * (low / high) ** (0.05 * (len(above) + 1)))  # room for the lines below the curves
+        bottom, _ = ax.get_ylim()
+        ax.set_ylim(bottom=bottom * (bottom / top) ** (0.05 * (len(above) + 1)))  # room for the lines below the curves
         ax.text(
             0.02, 0.03, "\n".join(["beyond this panel:", *above]), transform=ax.transAxes, va="bottom", fontsize=7.5
         )
+
+
+def draw_curve(
+    ax: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    *,
+    method: str,
+    label: str,
+    variant: str | None = None,
+) -> None:
+    """Curve of a method with its band: grey if it is a yardstick, else in the colour of its family (`style.line`)."""
+    if method in style.YARDSTICKS:
+        style.yardstick(ax, x, y, lower, upper, kind=method, label=label)
+    else:
+        style.line(ax, x, y, lower, upper, family=method, label=label, variant=variant)
+
+
+def draw_theory(ax: Axes, data: pd.DataFrame, x: str, *, label: str = "theory") -> None:
+    """Dashed curve of the column ``theory`` for each method that has one; other columns as in `draw_curves`."""
+    for method, _, _, curve in curves(data):
+        if curve["theory"].notna().any():
+            style.theory_line(ax, curve[x], curve["theory"], family=method, label=label)
+
+
+def draw_against_budget(figure: Figure, data: pd.DataFrame, *, top: float = math.inf) -> None:
+    """Errors against budget, a panel for each norm, or for each kind of head.
+
+    Columns ``m`` and either ``norm`` or ``kind`` beside those of `draw_curves`. Kinds share their ordinate, the error
+    in the Frobenius norm.
+    """
+    by = "kind" if "kind" in data.columns else "norm"
+    panels = list(data.groupby(by, sort=False))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=by == "kind")[0]
+    for ax, (name, part) in zip(axes, panels, strict=True):
+        draw_curves(ax, part, "m", top=top)
+        style.log_axes(ax, x=2)
+        if by == "norm":
+            style.label(ax, "budget m", f"relative {name} error of P", f"{name} norm")
+        else:
+            style.label(ax, "budget m", "relative Frobenius error of P" if ax is axes[0] else "", f"{name} heads")
 
 
 def draw_against_cost(figure: Figure, data: pd.DataFrame, *, top: float = math.inf) -> None:
@@ -105,7 +133,7 @@ def _thin_ticks(ax: Axes) -> None:
 def draw_against_entropy(figure: Figure, data: pd.DataFrame, *, top: float = math.inf) -> None:
     """Every head: its error (``value``, ``lower``, ``upper``) against the entropy of its rows."""
     ax = figure.subplots()
-    for method, directions, label, part in _curves(data):
+    for method, directions, label, part in curves(data):
         marker, colour = _mark(method, directions)
         bars: Sequence[Any] = [part["value"] - part["lower"], part["upper"] - part["value"]]
         ax.errorbar(part["entropy"], part["value"], bars, fmt=marker, color=colour, markersize=3.5, linewidth=0.8,

@@ -56,6 +56,7 @@ YARDSTICKS: dict[str, tuple[str, Any, str]] = {
     "uniform": ("#7A7A7A", "-", "x"),
     "zero_update": ("#7A7A7A", "-", "x"),
     "random_keys": ("#A8A8A8", "-", "v"),
+    "random_subspace": ("#A8A8A8", "-", "v"),
     "optimal_rank": ("#4A4A4A", "-", "D"),
 }
 _OTHER_YARDSTICK: tuple[str, Any, str] = ("#8C8C8C", "-", "+")
@@ -245,7 +246,7 @@ def yardstick(  # noqa: PLR0917 - as line
     *,
     marker: str | None = None,
 ) -> Line2D:
-    """Grey curve of a yardstick: "uniform", "random_keys", "optimal_rank", "zero_update" or another name.
+    """Grey curve of a yardstick: one of `YARDSTICKS` or another name.
 
     Parameters are those of `line`; a scalar ``y`` is a level over all ``x``.
     """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nla_llm import measures
+from nla_llm import costs, measures, theory
 from nla_llm.backend import to_numpy
 from nla_llm.linalg import is_small
 from nla_llm.measures import Estimate
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["attention_records", "head_facts", "kernel_error", "operators"]
+__all__ = ["attention_records", "first_order_error", "head_facts", "head_records", "kernel_error", "operators"]
 
 
 def operators(problem: Any, method: Any, *, draws: int, seed: int) -> list[Operator]:
@@ -31,6 +31,26 @@ def operators(problem: Any, method: Any, *, draws: int, seed: int) -> list[Opera
         return [method(problem)]
     children = np.random.SeedSequence(seed).spawn(draws)
     return [method(problem, rng=np.random.default_rng(child)) for child in children]
+
+
+def head_records(problem: AttentionProblem, method: Any, *, draws: int, seed: int) -> list[dict[str, Any]]:
+    """Errors of a method on every head of a problem (`attention_records`), its cost, and what kind of head it is.
+
+    ``operations``, None where the method states no cost, and ``exact_operations`` are those of one head by formula.
+
+    Raises
+    ------
+    FloatingPointError
+        If an operator cannot be formed or an error is not finite.
+    Unsupported
+        If the method refuses the problem.
+    """
+    records = attention_records(problem, method, draws=draws, seed=seed)
+    cost = {
+        "operations": int(method.cost(problem).at(problem, method).total()) if hasattr(method, "cost") else None,
+        "exact_operations": int(costs.exact_attention(problem).at(problem).total()),
+    }
+    return [record | cost | facts for record, facts in zip(records, head_facts(problem), strict=True)]
 
 
 def attention_records(
@@ -113,6 +133,23 @@ def kernel_error(problem: AttentionProblem, method: Any, *, draws: int, seed: in
         measured.append(np.sum((estimate - kernel) ** 2, axis=(-1, -2)) / total)
     promised = np.sum(kernel**2 * method.theory(problem).relative_variance(), axis=(-1, -2)) / total
     return Estimate.from_samples(np.stack(measured)), promised
+
+
+def first_order_error(head: AttentionProblem, method: Any) -> dict[str, Any]:
+    """Relative Frobenius error of P that theory promises to first order, and whether it may be trusted there.
+
+    For one head without a mask and a method of random features (`nla_llm.theory.first_order_error`).
+    """
+    promise = theory.first_order_error(
+        head.q,
+        head.k,
+        scale=head.scale,
+        m=method.m,
+        features=method.function,
+        orthogonal=method.directions == "orthogonal",
+    )
+    size = float(measures.frobenius_norm(head.exact()))
+    return {"first_order": float(np.sqrt(promise.value)) / size, "first_order_valid": promise.valid}
 
 
 def head_facts(problem: AttentionProblem) -> list[dict[str, float]]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from .claims import Claim
+from .frames import groups
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    import pandas as pd
-
-__all__ = ["finding", "groups", "median_interval", "median_text", "medians"]
+__all__ = ["finding", "median_interval", "median_text", "medians"]
 
 
 def median_interval(count: int) -> tuple[int, int]:
@@ -30,11 +30,6 @@ def median_interval(count: int) -> tuple[int, int]:
     return low, count - 1 - low
 
 
-def groups(records: pd.DataFrame, keys: Sequence[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """Groups in the order in which they appear; a missing entry is an entry like any other."""
-    return iter(records.groupby(list(keys), dropna=False, sort=False))
-
-
 def medians(records: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame:
     """Median of a column in each group, with its interval; the interval of the estimate itself where there is but one.
 
@@ -43,8 +38,6 @@ def medians(records: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataF
     pandas.DataFrame
         Columns ``keys``, ``median``, ``lower``, ``upper`` and ``heads``, how many the median is over.
     """
-    import pandas as pd  # noqa: PLC0415 - heavy, and no use to a worker
-
     rows = (dict(zip(keys, key, strict=True)) | _median(group, column) for key, group in groups(records, keys))
     return pd.DataFrame(list(rows))
 

@@ -57,3 +57,22 @@ def test_against_entropy_draws_every_head(data):
         charts.draw_against_entropy(figure, heads)
     points = sum(len(container.lines[0].get_xdata()) for container in figure.axes[0].containers)
     assert points == len(data)
+
+
+def test_against_budget_has_a_panel_for_each_norm_or_kind(data):
+    norms, kinds = Figure(), Figure()
+    with style.figure_style():
+        charts.draw_against_budget(norms, pd.concat([data.assign(norm=n) for n in ("Frobenius", "spectral")]))
+        charts.draw_against_budget(kinds, pd.concat([data.assign(kind=k) for k in ("sharp", "flat")]))
+    assert [ax.get_ylabel() for ax in norms.axes] == [f"relative {n} error of P" for n in ("Frobenius", "spectral")]
+    assert [ax.get_title(loc="left") for ax in kinds.axes] == ["sharp heads", "flat heads"]
+    assert [ax.get_ylabel() for ax in kinds.axes] == ["relative Frobenius error of P", ""]
+
+
+def test_theory_is_dashed_in_the_colour_of_its_method(data):
+    with style.figure_style():
+        ax = Figure().subplots()
+        charts.draw_theory(ax, data.assign(theory=data["m"]), "m")
+    dashed = ax.get_lines()
+    assert len(dashed) == 2  # the level has none
+    assert {line.get_color() for line in dashed} == {style.FAMILIES["positive"]}

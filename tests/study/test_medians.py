@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nla_llm.study.medians import finding, groups, median_interval, median_text, medians
+from nla_llm.study.medians import finding, median_interval, median_text, medians
 
 
 @pytest.mark.parametrize("count", [6, 7, 20, 36, 101])
@@ -26,7 +26,6 @@ def test_medians_by_group_in_order_with_missing_entries():
     assert found["median"].to_list() == [2.0, 6.0]
     assert found["heads"].to_list() == [3, 2]
     assert (found["lower"].to_list(), found["upper"].to_list()) == ([1.0, 5.0], [3.0, 7.0])
-    assert [len(group) for _, group in groups(records, ["m"])] == [3, 2]
 
 
 def test_a_single_head_has_the_interval_of_its_estimate():
