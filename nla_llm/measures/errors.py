@@ -77,14 +77,19 @@ def relative_error(
         return nuclear_norm(error, rng) / (reference or nuclear_norm(P, rng))
     if norm == "frobenius":
         below = reference or frobenius_norm(P, rtol / 2.0, rng, confidence=1.0 - failure / 2.0)
-        left = 1.0 - (failure - (1.0 - below.confidence))
+        left = _confidence_left(failure, below)
         return frobenius_norm(error, rtol / 2.0, rng, confidence=left) / below
     if norm == "spectral":
         below = reference or _spectral_reference(P, rtol, rng, 1.0 - failure / 2.0)
-        left = 1.0 - max(failure - (1.0 - below.confidence), failure / 2.0)
+        left = _confidence_left(failure, below)
         room = _room(below, rtol)
         return spectral_norm(error, room, rng, confidence=left) / below
     raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+def _confidence_left(failure: float, below: Estimate) -> float:
+    """Confidence of the numerator: what ‖P‖ leaves of the failure probability, half of it where that is less."""
+    return 1.0 - max(failure - (1.0 - below.confidence), failure / 2.0)
 
 
 def _spectral_reference(P: Operator, rtol: float, rng: np.random.Generator, confidence: float) -> Estimate:

@@ -53,6 +53,17 @@ def test_a_known_reference_is_used():
         assert float(relative_error(p, phat, norm=norm, reference=Estimate.exact(0.5, "told"))) >= 2.0
 
 
+@pytest.mark.parametrize("norm", ["spectral", "frobenius"])
+def test_a_reference_that_has_used_up_the_failure_probability_is_still_of_use(norm):
+    """A reference measured with the confidence that is asked of the quotient leaves none for the numerator."""
+    p, phat = Dense(stochastic((60, 50), 0)), Dense(stochastic((60, 50), 1))
+    exact = dense_norm(p.matrix, norm)
+    reference = Estimate.bracket(0.99 * exact, 1.01 * exact, "by probes", confidence=0.99)
+    estimate = relative_error(p, phat, norm=norm, reference=reference)
+    assert estimate.contains(dense_norm(p.matrix - phat.matrix, norm) / exact)
+    assert 0.985 - 1e-12 <= estimate.confidence <= 0.99
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_output_error_agrees_with_dense_norms(xp, norm):
     p, phat, v = (
