@@ -82,8 +82,8 @@ def stream_apply(op: SoftmaxAttention, x: Matrix, normaliser: Normaliser | None)
 
     starts = range(0, n_q, _ROWS)
     parallel(tile, [(index, s) for s in reversed(starts) for index in np.ndindex(batch)])
-    extra = (0,) * (len(batch) - len(op.batch_shape))  # further axes of x repeat the same rows
-    return out, (shift[extra], total[extra])
+    own = _axes_of_its_own(op, batch)
+    return out, (shift[own], total[own])
 
 
 def stream_transpose(op: SoftmaxAttention, y: Matrix, normaliser: Normaliser) -> Matrix:
@@ -103,6 +103,12 @@ def stream_transpose(op: SoftmaxAttention, y: Matrix, normaliser: Normaliser) ->
 
     parallel(tile, [(index, s) for s in range(0, n_k, _KEYS) for index in np.ndindex(batch)])
     return out
+
+
+def _axes_of_its_own(op: SoftmaxAttention, batch: tuple[int, ...]) -> tuple[int | slice, ...]:
+    """Index that drops the axes which only x brought in, or stretched from one: they repeat the same rows."""
+    extra = (0,) * (len(batch) - len(op.batch_shape))
+    return (*extra, *(slice(size) for size in op.batch_shape))
 
 
 def _spread(normaliser: Normaliser | None, batch: tuple[int, ...]) -> list[Matrix]:

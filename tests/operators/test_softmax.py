@@ -100,6 +100,18 @@ def test_one_pass_serves_several_right_hand_sides_and_broadcast_batches():
     np.testing.assert_allclose(p.exact() @ x, p.exact().dense() @ x, rtol=0, atol=64 * EPS64 * np.abs(x).max())
 
 
+def test_what_is_kept_of_a_pass_has_the_batch_axes_of_the_operator():
+    """Neither further axes of x nor an axis of length one that x stretches may stay with the sums of the rows."""
+    q, k = np.random.default_rng(0).standard_normal((2, 2, 1, 50, 4))
+    p, x = SoftmaxAttention(q, k, scale=0.5), np.random.default_rng(1).standard_normal((5, 2, 3, 50, 4))
+    y = p @ x
+    assert p.log_sum_exp.shape == (2, 1, 50)
+    np.testing.assert_allclose(p @ x[0, :, :1], y[0, :, :1], rtol=0, atol=64 * EPS64 * np.abs(x).max())
+    atol = 64 * EPS64 * np.abs(x).max() * np.sqrt(50)
+    adjoint = np.swapaxes(p.dense(), -1, -2)
+    np.testing.assert_allclose(p.T @ x[0, :, :1], adjoint @ x[0, :, :1], rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_memory_does_not_grow_with_the_square_of_n(causal):
     """At n = 16384 a dense float32 matrix takes 1 GiB; products may take a few tiles and O(n d)."""
