@@ -13,9 +13,14 @@ __all__ = ["haar_orthogonal", "orthogonal_directions"]
 
 
 def haar_orthogonal(
-    n: int, rng: int | np.random.Generator, *, batch: tuple[int, ...] = (), like: Array | None = None
+    n: int,
+    rng: int | np.random.Generator,
+    *,
+    columns: int | None = None,
+    batch: tuple[int, ...] = (),
+    like: Array | None = None,
 ) -> Array:
-    """Orthogonal matrices drawn from the Haar (uniform) measure.
+    """Orthogonal matrices, or some orthonormal columns, drawn from the Haar (uniform) measure.
 
     The Q of a QR factorisation is Haar only after the signs of the diagonal of R are moved into Q (Mezzadri 2007,
     arXiv math-ph/0609050, section 5): LAPACK's own signs depend on the input, and estimators become biased.
@@ -25,6 +30,8 @@ def haar_orthogonal(
     n : int
         Order, at least 1.
     rng : int or numpy.random.Generator
+    columns : int, optional
+        How many columns, at most n; n unless given.
     batch : tuple of int
         Leading axes, independent draws.
     like : array, optional
@@ -32,7 +39,12 @@ def haar_orthogonal(
 
     Returns
     -------
-    array (*batch, n, n), float64
+    array (*batch, n, columns), float64
+
+    Raises
+    ------
+    ValueError
+        If n is below 1, or ``columns`` is not between 1 and n.
 
     Examples
     --------
@@ -43,7 +55,10 @@ def haar_orthogonal(
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    gaussian = generator(rng).standard_normal((*batch, n, n))
+    columns = n if columns is None else columns
+    if not 1 <= columns <= n:
+        raise ValueError(f"columns must be between 1 and n={n}, got {columns}")
+    gaussian = generator(rng).standard_normal((*batch, n, columns))
     if like is not None:
         gaussian = from_numpy(gaussian, like=like)
     xp = namespace(gaussian)

@@ -70,3 +70,16 @@ def test_empty_shapes_are_refused(m, d):
 def test_randomness_must_be_given():
     with pytest.raises(TypeError, match="rng"):
         haar_orthogonal(3, None)
+
+
+def test_some_columns_have_no_preferred_sign_either():
+    """LAPACK's own signs would make the mean of the first entry of the first column differ from zero."""
+    draws = np.array([haar_orthogonal(3, np.random.default_rng(i), columns=2) for i in range(2000)])
+    assert np.all(np.abs(draws.mean(axis=0)) < 4 * np.sqrt(1 / 3 / 2000))
+    np.testing.assert_allclose((draws**2).mean(axis=0), 1 / 3, atol=4 * 0.3 / np.sqrt(2000))
+
+
+@pytest.mark.parametrize("columns", [0, 4])
+def test_as_many_columns_as_there_are(columns):
+    with pytest.raises(ValueError, match="columns must be between 1 and n=3"):
+        haar_orthogonal(3, 0, columns=columns)
