@@ -8,45 +8,31 @@ weights needs goes to ``--output``: config.json, model.safetensors, tokenizer.js
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import math
 import platform
-import sysconfig
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import tokenizers
 import torch
+from model import Config, LanguageModel, evaluate, head_entropies, load_model, loss_on, save_model, write_json
+from text import (
+    describe_text,
+    encode,
+    heldout_names,
+    heldout_pieces,
+    read_texts,
+    save_pieces,
+    train_tokenizer,
+    unigram_entropy,
+)
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812, the customary name
 
 log = logging.getLogger("tiny_lm")
-END = "<|endoftext|>"  # token 0, in front of every file
-SKIPPED = {"site-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}  # encodings: tables, no language
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "attention_bias": False}
-LLAMA |= {"mlp_bias": False, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0}
-
-
-@dataclass(frozen=True)
-class Config:
-    """Shape of the model, with the names and meanings of transformers' LlamaConfig."""
-
-    vocab_size: int = 2048
-    hidden_size: int = 192
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 6
-    num_key_value_heads: int = 2
-    head_dim: int = 32
-    intermediate_size: int = 512
-    max_position_embeddings: int = 1024
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-5
 
 
 @dataclass(frozen=True)
@@ -83,137 +69,6 @@ class Progress:
         """Return the finished share of the run, in [0, 1]."""
         done = self.seconds / (60 * options.minutes) if options.steps is None else self.step / options.steps
         return min(done, 1.0)
-
-
-def rotate(x: Tensor, theta: float) -> Tensor:
-    """Apply rotary positions to x (..., n, d): coordinate i is paired with i + d/2 (the "rotate half" convention)."""
-    n, half = x.shape[-2], x.shape[-1] // 2
-    frequency = theta ** (-torch.arange(half, dtype=torch.float32, device=x.device) / half)
-    angle = torch.outer(torch.arange(n, dtype=torch.float32, device=x.device), frequency)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    left, right = x[..., :half], x[..., half:]
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
-
-
-def linear_maps(**shapes: tuple[int, int]) -> nn.ModuleDict:
-    """Return named matrices without bias, from (inputs, outputs)."""
-    return nn.ModuleDict({name: nn.Linear(*shape, bias=False) for name, shape in shapes.items()})
-
-
-class Layer(nn.Module):
-    """One pre-norm Transformer layer: causal grouped-query attention, then SwiGLU."""
-
-    def __init__(self, c: Config) -> None:
-        super().__init__()
-        self.c, n, m = c, c.hidden_size, c.intermediate_size
-        query, key = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.self_attn = linear_maps(q_proj=(n, query), k_proj=(n, key), v_proj=(n, key), o_proj=(query, n))
-        self.mlp = linear_maps(gate_proj=(n, m), up_proj=(n, m), down_proj=(m, n))
-        self.input_layernorm = nn.RMSNorm(n, c.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(n, c.rms_norm_eps)
-
-    def queries_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return q and k with their positions, both (batch, query heads, n, head_dim), from x after its norm."""
-        q, k = self._heads(self.self_attn.q_proj(x)), self._heads(self.self_attn.k_proj(x))
-        return rotate(q, self.c.rope_theta), rotate(k, self.c.rope_theta)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (batch, n, hidden) to the same shape."""
-        y = self.input_layernorm(x)
-        (q, k), v = self.queries_keys(y), self._heads(self.self_attn.v_proj(y))
-        x = x + self.self_attn.o_proj(
-            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        )
-        y = self.post_attention_layernorm(x)
-        return x + self.mlp.down_proj(F.silu(self.mlp.gate_proj(y)) * self.mlp.up_proj(y))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """Split into heads; those of keys and values are repeated for all the queries they serve."""
-        x = x.unflatten(-1, (-1, self.c.head_dim)).transpose(1, 2)
-        return x.repeat_interleave(self.c.num_attention_heads // x.shape[1], dim=1)
-
-
-class LanguageModel(nn.Module):
-    """The whole model; its output matrix is the embedding."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.model = nn.ModuleDict({"embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size)})
-        self.model["layers"] = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.model["norm"] = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def initialise(self, seed: int) -> "LanguageModel":
-        """Draw all matrices anew; what is added to the residual stream starts smaller, by the number of additions."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, p in self.named_parameters():
-            if p.ndim == 2:
-                std = 0.05 if "embed" in name else p.shape[1] ** -0.5
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    std /= math.sqrt(2 * self.config.num_hidden_layers)
-                nn.init.normal_(p, std=std, generator=generator)
-        return self
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map token ids (batch, n) to logits (batch, n, vocabulary)."""
-        x = self.model.embed_tokens(tokens)
-        for layer in self.model.layers:
-            x = layer(x)
-        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
-
-
-def save_model(model: LanguageModel, directory: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write config.json and model.safetensors, which transformers.LlamaForCausalLM reads."""
-    directory.mkdir(parents=True, exist_ok=True)
-    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": model.config.rope_theta}}
-    dtype_name = {"dtype": str(dtype).removeprefix("torch.")}
-    write_json(directory / "config.json", LLAMA | asdict(model.config) | rope | dtype_name)
-    state = {name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()}
-    safetensors.torch.save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Read what save_model wrote; the stored weights are converted to dtype."""
-    stored = json.loads((directory / "config.json").read_text())
-    model = LanguageModel(Config(**{name: stored[name] for name in Config.__dataclass_fields__})).to(dtype)
-    model.load_state_dict(safetensors.torch.load_file(directory / "model.safetensors"))
-    return model
-
-
-def loss_on(model: LanguageModel, windows: Tensor) -> Tensor:
-    """Return the mean cross-entropy in nats per token of windows (batch, context + 1)."""
-    return F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
-
-
-@torch.no_grad()
-def evaluate(model: LanguageModel, tokens: Tensor, context: int = 1024, windows: int | None = None) -> float:
-    """Return the loss on disjoint windows of tokens (n,): all of them, or the given number evenly spread."""
-    context = min(context, len(tokens) - 1)
-    starts = range(0, len(tokens) - context, context)
-    chosen = starts if windows is None else [starts[i * len(starts) // windows] for i in range(windows)]
-    values = [loss_on(model, tokens[None, s : s + context + 1]).item() for s in chosen]
-    return float(np.mean(values))
-
-
-@torch.no_grad()
-def head_entropies(model: LanguageModel, tokens: Tensor) -> list[list[float]]:
-    """Return, per layer and head, the mean over rows of entropy / log(visible keys), for tokens (n,)."""
-    n, x, result = len(tokens), model.model.embed_tokens(tokens[None]), []
-    hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
-    for layer in model.model.layers:
-        q, k = layer.queries_keys(layer.input_layernorm(x))
-        p = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(hidden, -math.inf).softmax(-1).double()
-        entropy = torch.special.entr(p).sum(-1)[..., 1:] / torch.arange(2, n + 1).log()
-        result.append(entropy.mean((0, 2)).tolist())
-        x = layer(x)
-    return result
-
-
-def unigram_entropy(tokens: Tensor, vocabulary: int, other: Tensor | None = None) -> float:
-    """Return the entropy of tokens, or their cross-entropy under the (add-one) frequencies of other tokens."""
-    p = torch.bincount(tokens, minlength=vocabulary).double()
-    q = p if other is None else torch.bincount(other, minlength=vocabulary).double() + 1
-    return -torch.xlogy(p / p.sum(), q / q.sum()).sum().item()
 
 
 def draw_batch(tokens: Tensor, step: int, share: float, options: Options) -> Tensor:
@@ -305,76 +160,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
     return Progress(**state["progress"])
-
-
-def read_texts(roots: list[Path]) -> dict[str, str]:
-    """Return name -> text of the files under roots (no roots: the standard library), names relative to their root."""
-    pattern, skipped, texts = ("*", set(), {}) if roots else ("*.py", SKIPPED, {})
-    for root in roots or [Path(sysconfig.get_path("stdlib"))]:
-        for path in [root] if root.is_file() else root.rglob(pattern):
-            name = path.relative_to(root.parent if root.is_file() else root)
-            # _sysconfigdata describes the machine that Python was built on
-            if path.is_file() and not skipped & set(name.parts) and not path.name.startswith("_sysconfigdata"):
-                texts[name.as_posix()] = path.read_text(encoding="utf-8", errors="replace")
-    return {name: texts[name] for name in sorted(texts) if texts[name].strip()}
-
-
-def name_hash(name: str) -> int:
-    """Return 64 bits that depend on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-
-
-def heldout_names(names: Iterable[str], every: int = 32) -> list[str]:
-    """Choose whole files for validation by the hash of their name: one in ``every``, and at least one."""
-    ranked = sorted(names, key=name_hash)
-    if len(ranked) < 2:
-        raise ValueError(f"text has {len(ranked)} non-empty files; give at least two, one of them is held out")
-    return sorted([name for name in ranked if name_hash(name) % every == 0] or ranked[:1])
-
-
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> tokenizers.Tokenizer:
-    """Return a byte-level BPE."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def encode(tokenizer: tokenizers.Tokenizer, texts: dict[str, str]) -> dict[str, Tensor]:
-    """Return name -> token ids, every text led by the end-of-text token."""
-    coded = tokenizer.encode_batch([END + text for text in texts.values()])
-    return {name: torch.tensor(c.ids) for name, c in zip(texts, coded, strict=True)}
-
-
-def heldout_pieces(heldout: dict[str, Tensor], length: int = 1024, number: int = 8) -> dict[str, Tensor]:
-    """Return name -> the first ``length`` tokens of the first files by name_hash that are long enough (or longest)."""
-    ranked = sorted(heldout, key=lambda name: (-min(len(heldout[name]), length), name_hash(name)))
-    whole = [name for name in ranked if len(heldout[name]) >= length] or ranked[:1]
-    return {name: heldout[name][:length] for name in whole[:number]}
-
-
-def save_pieces(path: Path, pieces: dict[str, Tensor]) -> None:
-    """Write tokens (uint16), offsets (piece i is tokens[offsets[i] : offsets[i + 1]]) and the files they begin."""
-    offsets = np.cumsum([0, *map(len, pieces.values())])
-    np.savez(path, tokens=torch.cat(list(pieces.values())).numpy().astype(np.uint16), offsets=offsets, files=[*pieces])
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write content as indented JSON."""
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def describe_text(texts: dict[str, str], train_tokens: Tensor, heldout: dict[str, Tensor]) -> dict[str, object]:
-    """Return what identifies the text: its listing has a line "sha256  name" per file, in the order of the names."""
-    listing = "".join(f"{hashlib.sha256(t.encode()).hexdigest()}  {name}\n" for name, t in texts.items())
-    result = {"files": len(texts), "bytes": sum(len(t.encode()) for t in texts.values())}
-    result |= {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest(), "validation_files": [*heldout]}
-    return result | {"train_tokens": len(train_tokens), "validation_tokens": sum(map(len, heldout.values()))}
 
 
 def measure(model: LanguageModel, rounded: LanguageModel, train_tokens: Tensor, heldout: dict[str, Tensor]) -> dict:

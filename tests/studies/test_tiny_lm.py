@@ -1,6 +1,6 @@
 """The trainer of the embedded language model, on a model of a few thousand weights."""
 
-import importlib.util
+import importlib
 import json
 import math
 import sys
@@ -23,12 +23,11 @@ TEXT = {
 
 @pytest.fixture(scope="module")
 def lm():
-    spec = importlib.util.spec_from_file_location("tiny_lm_train", ROOT / "studies" / "tiny_lm" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "studies" / "tiny_lm")  # as when the script is run
+        yield importlib.import_module("train")
+        for name in ("train", "model", "text"):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
