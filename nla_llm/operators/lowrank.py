@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
+import numpy as np
+
 from nla_llm.backend import Array, by_heads, device_of, is_numpy, matmul, matmul_where, namespace
 from nla_llm.operators._chunked import chunked_product, chunked_row_sums
 from nla_llm.operators.base import Operator
@@ -244,7 +246,7 @@ class Selection(Operator):
         xp = self.xp
         if self.index.ndim == 1:
             return xp.take(x, self.index, axis=-2)
-        batch = _broadcast(self.batch_shape, x.shape[:-2])
+        batch = np.broadcast_shapes(self.batch_shape, x.shape[:-2])
         m, (n, c) = self.shape[-2], x.shape[-2:]
         index = xp.broadcast_to(self.index[..., None], (*batch, m, c))
         return xp.take_along_axis(xp.broadcast_to(x, (*batch, n, c)), index, axis=-2)
@@ -268,10 +270,4 @@ def _factored_shape(left: Array, right: Array) -> tuple[int, ...]:
         raise ValueError(
             f"left must be (..., n_q, r) and right (..., n_k, r) with the same r, got {left.shape} and {right.shape}"
         )
-    return (*_broadcast(left.shape[:-2], right.shape[:-2]), left.shape[-2], right.shape[-2])
-
-
-def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    import numpy as np  # noqa: PLC0415 - shapes only
-
-    return np.broadcast_shapes(*shapes)
+    return (*np.broadcast_shapes(left.shape[:-2], right.shape[:-2]), left.shape[-2], right.shape[-2])

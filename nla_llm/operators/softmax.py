@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
+import numpy as np
+
 from nla_llm.backend import Array, device_of, is_numpy, matmul, matmul_where, namespace
 from nla_llm.operators._streaming import stream_apply, stream_transpose
 from nla_llm.operators.base import Operator
@@ -54,7 +56,7 @@ class SoftmaxAttention(Operator):
         xp = namespace(q, k)
         batch = [a.shape[:-2] for a in (q, k, bias) if a is not None]
         batch += [key_mask.shape[:-1]] if key_mask is not None else []
-        shape = (*_broadcast_shapes(*batch), q.shape[-2], k.shape[-2])
+        shape = (*np.broadcast_shapes(*batch), q.shape[-2], k.shape[-2])
         super().__init__(shape, xp.zeros((), dtype=xp.result_type(q.dtype, k.dtype), device=device_of(q)))
         self.q, self.k, self.scale = q, k, scale
         self.causal, self.window, self.key_mask, self.bias = causal, window, key_mask, bias
@@ -182,9 +184,3 @@ def _softmax_parts(logits: Array) -> tuple[Array, Array, Array]:
     top = xp.max(logits, axis=-1)
     weights = xp.exp(logits - top[..., None])
     return weights, top, xp.sum(weights, axis=-1)
-
-
-def _broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    import numpy as np  # noqa: PLC0415 - shapes only
-
-    return tuple(np.broadcast_shapes(*shapes))
