@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nla_llm.study.cells import STATUSES
+from nla_llm.study.frames import succeeded
+
 from . import figures as drawing
 from . import tables, text
 
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-STATUSES = ("ok", "failed", "skipped", "timeout", "diverged")
 MAX_FAILURES = 40  # kinds of failure that are listed; the rest is counted
 
 
@@ -55,10 +57,9 @@ def gather(study: Study, records: pd.DataFrame, *, first_only: bool = False) -> 
         If two figures or two tables have the same name: one file would replace the other.
     """
     content = Content()
-    good = succeeded(records)
     if records.empty:
         content.troubles.append("There are no records: the study has not been run, or its grid is empty.")
-    elif good.empty:
+    elif succeeded(records).empty:
         content.troubles.append("No cell gave a result; the reasons stand under “Cells without a result”.")
     figures: Sequence[Figure] = _ask(study.figures, records, "figures", content)
     content.tables = list(_ask(study.tables, records, "tables", content))
@@ -83,11 +84,6 @@ def _check_names(study: str, kind: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"study {study!r} has more than one {kind} named {twice}; give each a name of its own")
-
-
-def succeeded(records: pd.DataFrame) -> pd.DataFrame:
-    """Records of the cells that are ok; all of them where the frame has no statuses."""
-    return records[records["status"] == "ok"] if "status" in records.columns else records
 
 
 def _families(records: pd.DataFrame) -> list[str]:

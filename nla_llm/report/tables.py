@@ -6,6 +6,8 @@ import math
 import numbers
 from typing import TYPE_CHECKING, Any
 
+from nla_llm.study.cells import is_estimate
+
 from . import text
 from .figures import interval_columns
 from .formula import symbol, typst_math
@@ -123,11 +125,6 @@ def _words(value: Any) -> str:
     if _is_number(value):
         return text.format_number(int(value) if isinstance(value, numbers.Integral) else float(value))
     return str(value)
-
-
-def is_estimate(value: object) -> bool:
-    """Tell whether ``value`` is an estimate of one number."""
-    return all(hasattr(value, name) for name in ("value", "lower", "upper", "confidence"))
 
 
 def _is_number(value: object) -> bool:
