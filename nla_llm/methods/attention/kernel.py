@@ -212,6 +212,14 @@ class ReluFeatures:
 
     A query that shares no positive coordinate with any visible key has no weights; such data are refused with
     :class:`~nla_llm.operators.ZeroRowSumError` rather than patched with an epsilon.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = np.array([[1.0, 1.0], [0.0, 2.0]])
+    >>> ReluFeatures()(AttentionProblem(q, q)).dense().tolist()
+    [[0.5, 0.5], [0.3333333333333333, 0.6666666666666666]]
     """
 
     properties: ClassVar[Properties] = Properties(

@@ -214,6 +214,14 @@ class HyperbolicFeatures(RandomFeatures):
     """φ(x) = (2m)^(-1/2) exp(−|x|²/2) [exp(ω·x), exp(−ω·x)] (Choromanski et al. 2021, arXiv 2009.14794, Lemma 1).
 
     Unbiased; relative variance (cosh |x+y|² − 1)/m with i.i.d. directions (Lemma 2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = 0.1 * np.eye(3)
+    >>> HyperbolicFeatures(64)(AttentionProblem(q, q), rng=0).nonnegative
+    True
     """
 
     properties: ClassVar[Properties] = _promises("hyperbolic", nonnegative=True)
@@ -242,6 +250,15 @@ class TrigonometricFeatures(RandomFeatures):
     Rahimi and Recht 2007; for softmax Choromanski et al. 2021, arXiv 2009.14794, eq. 4. Unbiased;
     relative variance exp(|x−y|²)(1 − exp(−|x−y|²))²/(2m) with i.i.d. directions (Lemma 2). Entries and even row sums
     may be negative; the share of negative row sums is reported by the operator.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = 0.1 * np.eye(3)
+    >>> P = TrigonometricFeatures(64)(AttentionProblem(q, q), rng=0)
+    >>> P.nonnegative, bool(abs(P.dense() - 1 / 3).max() < 0.1)
+    (False, True)
     """
 
     properties: ClassVar[Properties] = _promises("trigonometric", nonnegative=False)

@@ -60,6 +60,14 @@ class RandomKeys:
 
     In the causal form the first key always belongs to the sample, since the first query sees no other. Masked keys are
     drawn last. The same sample serves all heads with the same mask.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = np.zeros((4, 1))
+    >>> sorted(RandomKeys(2)(AttentionProblem(q, q), rng=0).dense()[0].tolist())
+    [0.0, 0.0, 0.5, 0.5]
     """
 
     m: int
@@ -124,6 +132,16 @@ class OptimalRank:
 
     Eckart and Young 1936, Mirsky 1960. Not a method but a floor: it costs more than what it replaces. Computed in
     float64 from the exact matrix, densely up to n = 2048 and by block Krylov iteration beyond.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> problem = AttentionProblem(np.diag([9.0, 9.0, 0.0]), np.eye(3))
+    >>> error = problem.exact() - OptimalRank(2)(problem)
+    >>> s = np.linalg.svd(problem.exact().dense(), compute_uv=False)
+    >>> bool(np.isclose(np.linalg.norm(error.dense(), 2), s[2]))
+    True
     """
 
     m: int
