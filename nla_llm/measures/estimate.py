@@ -156,6 +156,9 @@ class Estimate:
             raise ZeroDivisionError(f"the reference is zero, so a relative figure has no meaning ({other.how})")
         if ((other.lower < 0) & (other.upper > 0)).any():
             raise ZeroDivisionError(f"the denominator {other} may be zero")
+        # the ends have the sign of the value or are zero: a zero end is approached from the side of the value
+        low, high = np.copysign(other.lower, other.value), np.copysign(other.upper, other.value)
+        other = Estimate(other.value, low, high, other.confidence, other.how)
         corners = _corners(np.divide, self, other)
         how = self._joint_how(other, "/")
         return Estimate(self.value / other.value, *corners, _joint_confidence(self, other), how)

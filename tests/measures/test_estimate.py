@@ -75,6 +75,14 @@ def test_division_by_what_may_be_zero():
         one / Estimate.bracket(-1.0, 2.0, "both signs")
 
 
+def test_a_negative_denominator_that_ends_at_zero_leaves_the_quotient_unbounded_below():
+    quotient = Estimate.bracket(0.5, 3.0, "") / Estimate(-2.0, -2.0, 0.0, 1.0, "")
+    assert float(quotient.lower) == -np.inf
+    assert float(quotient.upper) == -0.25
+    positive = Estimate.bracket(0.5, 3.0, "") / Estimate(2.0, -0.0, 2.0, 1.0, "")
+    assert (float(positive.lower), float(positive.upper)) == (0.25, np.inf)
+
+
 def test_student_interval_covers_the_mean_as_often_as_it_says():
     samples = np.random.default_rng(0).standard_normal((5, 4000)) + 3
     e = Estimate.from_samples(samples, confidence=0.9)
