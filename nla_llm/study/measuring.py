@@ -112,7 +112,7 @@ def over_draws(values: Sequence[Estimate]) -> Estimate:
     below = np.mean([e.value - e.lower for e in values], axis=0)
     above = np.mean([e.upper - e.value for e in values], axis=0)
     lower = np.maximum(mean.lower - below, 0.0)  # an error is not negative
-    confidence = max(mean.confidence - sum(1 - e.confidence for e in values), 0.5)
+    confidence = max(mean.confidence - sum(1 - e.confidence for e in values), np.finfo(float).tiny)  # union bound
     return Estimate(mean.value, lower, mean.upper + above, confidence, f"{mean.how}; each: {values[0].how}")
 
 
