@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from .frames import groups
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["finding", "median_interval", "median_text", "medians"]
+__all__ = ["binomial_tail", "finding", "median_interval", "median_text", "medians"]
 
 
 def median_interval(count: int) -> tuple[int, int]:
@@ -28,6 +29,17 @@ def median_interval(count: int) -> tuple[int, int]:
 
     low = max(int(binom.ppf(0.025, count, 0.5)) - 1, 0)
     return low, count - 1 - low
+
+
+def binomial_tail(low: int, count: int) -> float:
+    """Probability that the median lies outside the order statistics ``low`` and ``count − 1 − low`` of a sample.
+
+    Examples
+    --------
+    >>> binomial_tail(0, 6)
+    0.03125
+    """
+    return float(2 * sum(comb(count, i) for i in range(low + 1)) / 2**count)
 
 
 def medians(records: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame:
