@@ -79,14 +79,16 @@ def found(where: str) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        thing = getattr(import_module(module), attribute)
-    except AttributeError as error:
-        raise ValueError(f"module {module!r} has no {attribute!r}; write MODULE:OBJECT") from error
-    except Exception as error:  # whatever somebody's module does when it is imported
+        imported = import_module(module)
+    except (Exception, SystemExit) as error:  # whatever somebody's module does when it is imported
         raise ValueError(
             f"cannot import {module!r} ({type(error).__name__}: {error}); "
             "MODULE is a dotted name that is found from this folder"
         ) from error
+    try:
+        thing = getattr(imported, attribute)
+    except AttributeError as error:
+        raise ValueError(f"module {module!r} has no {attribute!r}; write MODULE:OBJECT") from error
     if not callable(thing):
         raise TypeError(f"{where} is not a method: it cannot be called with a problem")
     return thing

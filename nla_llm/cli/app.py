@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from nla_llm.cli import bench, data, tools
 from nla_llm.cli.terminal import sentence, tell
@@ -13,8 +14,22 @@ from nla_llm.cli.terminal import sentence, tell
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
+class _Verbs(TyperGroup):
+    """The verbs; what Ctrl-C left behind is told, where Typer would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            tell(str(stop) or "stopped")
+            raise typer.Exit(130) from stop
+
+
 app = typer.Typer(
     name="nla-llm",
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt as stop:
         tell(str(stop) or "stopped")
         sys.exit(130)
-    except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         tell(sentence(error))
         sys.exit(2)
     sys.exit(0)

@@ -120,8 +120,16 @@ def report(
     chosen = studies or (catalogue.names() if everything else catalogue.headline())
     with Store(store, create=False) as kept:
         summaries = [summarise(catalogue.load(name), kept, scale=scale) for name in chosen]
+    full = [summary for summary in summaries if summary.counts]
+    empty = [summary.study.name for summary in summaries if not summary.counts]
+    if not full:  # a report of nothing would take the place of a good one
+        raise ValueError(
+            f"the store '{store}' has no results of {', '.join(empty)} at --scale {scale} from the code as it is now; "
+            f"compute them with: nla-llm run {' '.join(map(str, chosen))} --scale {scale}"
+        )
     show_studies(summaries)
-    say(*(f"wrote {path}" for path in write_reports(summaries, reports)))
+    say(*(f"wrote {path}" for path in write_reports(full, reports)))
+    say(*(f"left the report of {name} as it is: the store has no results of it" for name in empty))
 
 
 def info() -> None:

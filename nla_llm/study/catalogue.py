@@ -91,7 +91,7 @@ def _foreign() -> dict[str, Any]:
 def _from_file(path: Path) -> Study:
     try:
         module = _import(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whatever a file does when it is executed
         raise ValueError(f"the study file {path.name} cannot be imported: {type(error).__name__}: {error}") from error
     return _study_of(module, path.name)
 

@@ -10,6 +10,7 @@ import pytest
 
 import nla_llm
 from nla_llm.cli.terminal import sentence
+from nla_llm.study import Store
 
 VERBS = ["list", "run", "report", "attention", "update", "check", "cost", "info"]
 
@@ -81,6 +82,36 @@ def test_a_foreign_store_is_refused_and_left_as_it_is(nla, tmp_path):
     told = nla("run", "attention_error", "--scale", "small", "--store", store.name).sentence
     assert "not a store" in told
     assert store.read_text() == "my notes"
+
+
+def test_a_report_of_nothing_is_refused_and_the_old_one_left(nla, tmp_path):
+    with Store(tmp_path / "empty.sqlite"):
+        pass
+    old = tmp_path / "reports" / "cost_crossover.pdf"
+    old.parent.mkdir()
+    old.write_text("an earlier report")
+    told = nla("report", "cost_crossover", "--store", "empty.sqlite").sentence
+    assert "no results of cost_crossover" in told
+    assert "nla-llm run cost_crossover --scale default" in told
+    assert old.read_text() == "an earlier report"
+
+
+def test_a_missing_package_is_told_in_a_sentence(nla, monkeypatch):
+    def missing():
+        raise ImportError('a text needs the package tokenizers: pip install "nla-llm[hf]"')
+
+    monkeypatch.setattr("nla_llm.study.collect", missing)
+    assert nla("info").sentence == 'a text needs the package tokenizers: pip install "nla-llm[hf]"'
+
+
+def test_ctrl_c_tells_what_was_kept(nla, monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt("stopped: 3 cells computed and kept, 4 left; the same command goes on")
+
+    monkeypatch.setattr("nla_llm.study.collect", stopped)
+    outcome = nla("info")
+    assert outcome.code == 130
+    assert outcome.err.strip() == "stopped: 3 cells computed and kept, 4 left; the same command goes on"
 
 
 def test_python_m_is_the_same_command(tmp_path):

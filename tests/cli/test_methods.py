@@ -60,3 +60,11 @@ def test_an_instance_takes_no_options(nla, tmp_path):
     (tmp_path / "mine_made.py").write_text(UNIFORM)
     assert "takes no options" in nla("check", "mine_made:instance", "m=2").sentence
     assert "cannot be made" in nla("check", "mine_made:Mine", "k=2").sentence
+
+
+@pytest.mark.parametrize("text", ["import sys; sys.exit(0)", "import nla_llm; nla_llm.no_such_thing"])
+def test_a_module_that_ends_or_breaks_while_it_is_imported_is_named(nla, tmp_path, text):
+    name = f"mine_ends_{len(text)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    told = nla("check", f"{name}:Thing").sentence
+    assert f"cannot import '{name}'" in told

@@ -79,6 +79,9 @@ def test_broken_files_are_told_by_name(folder, tmp_path):
     folder("alpha", inside="beta")
     with pytest.raises(ValueError, match="defines a study named 'beta'"):
         catalogue.load("alpha")
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)")
+    with pytest.raises(ValueError, match=r"ends\.py cannot be imported: SystemExit"):
+        catalogue.load(tmp_path / "ends.py")
     (tmp_path / "broken.py").write_text("1 +")
     with pytest.raises(ValueError, match=r"broken\.py cannot be imported: SyntaxError"):
         catalogue.load("broken")
