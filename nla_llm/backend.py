@@ -109,6 +109,10 @@ def eps(x: Array) -> float:
     >>> eps(np.zeros(1, dtype=np.float32)) == 2.0**-23
     True
     """
+    if isinstance(x.dtype, np.dtype):
+        from ml_dtypes import finfo  # noqa: PLC0415 - knows bfloat16 and its like, which NumPy's does not
+
+        return float(finfo(x.dtype).eps)  # type: ignore[no-untyped-call]
     xp = x.xp if hasattr(x, "xp") else namespace(x)
     return float(xp.finfo(x.dtype).eps)
 
@@ -120,10 +124,14 @@ def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
     ------
     TypeError
         If ``rng`` is None: randomness is an argument, never a hidden state.
+    ValueError
+        If it is a negative number.
     """
     if isinstance(rng, np.random.Generator):
         return rng
     if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
+        if rng < 0:
+            raise ValueError(f"rng must not be negative where it is a number, got {rng}; pass rng=0")
         return np.random.default_rng(int(rng))
     raise TypeError(f"rng must be an int or a numpy.random.Generator for a random method, got {rng!r}; pass rng=0")
 

@@ -92,6 +92,13 @@ def test_eps_of_every_library(xp):
 
 
 @pytest.mark.parametrize(
+    ("dtype", "bits"), [(ml_dtypes.bfloat16, 7), (ml_dtypes.float8_e4m3fn, 3), (np.float16, 10), (">f8", 52)]
+)
+def test_eps_of_formats_that_numpy_does_not_know(dtype, bits):
+    assert eps(np.zeros(1, dtype)) == 2.0**-bits
+
+
+@pytest.mark.parametrize(
     ("dtype", "answer"),
     [(np.float16, True), (np.float32, True), (ml_dtypes.bfloat16, True), (int, False), (bool, False), (complex, False)],
 )
@@ -110,10 +117,17 @@ def test_a_generator_is_passed_through_and_a_seed_makes_one():
         assert generator(seed).random() == want
 
 
-@pytest.mark.parametrize("rng", [None, True, 1.0, "0", np.random.RandomState(0), np.random, [0]], ids=repr)
+@pytest.mark.parametrize(
+    "rng", [None, True, 1.0, "0", np.random.RandomState(0), np.random, [0]], ids=lambda x: type(x).__name__
+)
 def test_hidden_randomness_is_refused(rng):
     with pytest.raises(TypeError, match=r"rng must be an int or a numpy\.random\.Generator .*; pass rng=0"):
         generator(rng)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="rng must not be negative where it is a number, got -1; pass rng=0"):
+        generator(-1)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------

@@ -91,7 +91,10 @@ def frobenius_norm(
         return _sampled_frobenius(op, rtol, generator(rng), confidence, max_probes)
     if low_rank_factors(op) is not None:
         values = singular_values(op)
-        return Estimate.exact(np.linalg.norm(values, axis=-1), "from the factors", rounding=rounding(op))
+        largest = np.max(values, axis=-1, keepdims=True)  # taken out, so that no square over- or underflows
+        unit = values / np.where(largest > 0, largest, 1.0)
+        norm = largest[..., 0] * np.linalg.norm(unit, axis=-1)
+        return Estimate.exact(norm, "from the factors", rounding=rounding(op))
     if method == "exact" or math.prod(op.shape) <= _AFFORDABLE_ENTRIES:
         return Estimate.exact(frobenius_by_rows(op), "one pass over the entries", rounding=rounding(op))
     return _sampled_frobenius(op, rtol, generator(rng), confidence, max_probes)

@@ -21,6 +21,7 @@ __all__ = ["check_tolerance", "krylov_steps", "spectral_norm"]
 
 _CHEAP_ENTRIES = 1 << 22  # up to here the pass over all entries costs less than the products it may save
 _TINY = np.finfo(float).tiny
+_FINEST = np.finfo(float).eps  # relative; a bracket that is narrower cannot be asked for
 
 
 def spectral_norm(
@@ -99,14 +100,17 @@ def krylov_steps(n: int, rtol: float, *, confidence: float = 0.99, block: int = 
     >>> krylov_steps(16384, 0.02)
     16
     """
+    check_tolerance(rtol, confidence)
     root = math.sqrt(1.0 - (1.0 + rtol) ** -2)  # λ/(1 − ε) = ((1 + rtol) σ)²
     return max(2, math.ceil((_log_odds(n, confidence, block) / root + 1.0) / 2.0))
 
 
 def check_tolerance(rtol: float, confidence: float) -> None:
     """Refuse tolerances and confidences that mean nothing."""
-    if not rtol > 0:
-        raise ValueError(f"rtol must be positive, got {rtol}; pass for example rtol=1e-2")
+    if not rtol >= _FINEST:
+        raise ValueError(
+            f"rtol must be at least {_FINEST:.1g}, which is rounding, got {rtol}; pass for example rtol=1e-2"
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}; pass for example 0.99")
 

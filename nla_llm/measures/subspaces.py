@@ -91,8 +91,10 @@ def subspace_similarity(A: Array, B: Array, i: int | None = None, j: int | None 
 
 def _basis(name: str, x: Array) -> NDArray[Any]:
     x = np.asarray(to_numpy(x), dtype=np.float64)
-    if x.ndim < 2 or x.shape[-1] > x.shape[-2]:
-        raise ValueError(f"{name} must be (..., n, r) with r <= n, got {x.shape}")
+    if x.ndim < 2 or not 1 <= x.shape[-1] <= x.shape[-2]:
+        raise ValueError(f"{name} must be (..., n, r) with 1 <= r <= n, got {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} has entries that are NaN or infinite, so its columns span no space")
     u, s, _ = np.linalg.svd(x, full_matrices=False)
     if np.any(s[..., -1] <= x.shape[-2] * np.finfo(float).eps * s[..., 0]):
         raise ValueError(

@@ -71,7 +71,8 @@ def chunked_row_sums(op: CausalLowRank) -> Matrix:
         for c in range(1, len(seen)):
             before = seen[c - 1, -1]
             seen[c] += before if decay is None else decay[c] * before
-        np.einsum("nm,nm->n", left, seen.reshape(-1, left.shape[1])[: len(left)], out=out[index])
+        # into a new array: sums of narrow formats come in float32, and are rounded by the assignment
+        out[index] = np.einsum("nm,nm->n", left, seen.reshape(-1, left.shape[1])[: len(left)])
 
     parallel(head, np.ndindex(op.batch_shape))
     return out

@@ -164,6 +164,9 @@ class AttentionProblem:
         """The problem of one entry of the batch axes."""
         index = index if isinstance(index, tuple) else (index,)
         batch = self.batch_shape
+        whole = all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in index)
+        if len(index) > len(batch) or not whole or any(not -n <= i < n for i, n in zip(index, batch, strict=False)):
+            raise ValueError(f"index must be whole numbers within the batch axes {batch}, got {index}")
 
         def pick(a: Array | None, axes: int) -> Array | None:
             if a is None:
@@ -388,6 +391,10 @@ def _check_one_library(**arrays: Array | None) -> None:
 
 
 def _finite_number(name: str, value: Any, default: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+    try:
+        number = float("nan") if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:  # a whole number beyond every float
+        number = float("inf")
+    if not isfinite(number):
         raise ValueError(f"{name} must be one finite number, got {value!r}; leave it out for {default}")
-    return float(value)
+    return number

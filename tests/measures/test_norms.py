@@ -151,3 +151,12 @@ def test_stable_rank_of_known_spectra():
 def test_bad_arguments_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
         frobenius_norm(Dense(np.eye(2)), **arguments)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e160, 1e300])
+def test_frobenius_from_factors_neither_over_nor_underflows(size):
+    op = LowRank(np.full((30, 1), size), np.ones((20, 1)))
+    estimate = frobenius_norm(op)
+    assert estimate.how == "from the factors"
+    assert estimate.value == pytest.approx(size * np.sqrt(600.0), rel=1e-13)
+    assert frobenius_norm(0.0 * op).upper == 0.0

@@ -195,3 +195,9 @@ def test_entries_that_are_not_finite_are_refused(n):
     matrix[2, 3] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         spectral_norm(Dense(matrix))
+
+
+@pytest.mark.parametrize("rtol", [1e-30, 0.0, -1.0, float("nan")])
+def test_a_tolerance_below_rounding_is_refused(rtol):
+    with pytest.raises(ValueError, match="rtol must be at least 2e-16"):
+        krylov_steps(100, rtol)

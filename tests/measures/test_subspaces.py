@@ -58,3 +58,9 @@ def test_bases_that_are_not_orthonormal_are_refused():
         subspace_similarity(np.eye(4), 2 * np.eye(4))
     with pytest.raises(ValueError, match=r"i and j must lie in 1\.\.4"):
         subspace_similarity(np.eye(4), np.eye(4), 5, 1)
+
+
+@pytest.mark.parametrize("bad", [np.full((4, 2), np.nan), np.ones((4, 0))])
+def test_what_spans_no_space_is_refused(bad):
+    with pytest.raises(ValueError, match=r"V (has entries that are NaN or infinite|must be \(\.\.\., n, r\))"):
+        principal_angles(np.eye(4)[:, :2], bad)

@@ -1,5 +1,6 @@
 """Low-rank operators: the causal form in its three shapes, normalisation, and what is refused."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -71,3 +72,11 @@ def test_negative_row_sums_are_counted():
     op = RowNormalised(LowRank(np.array([[1.0], [-1.0], [-2.0], [1.0]]), np.ones((2, 1))))
     assert float(op.negative_share) == 0.5
     np.testing.assert_allclose(op.dense().sum(-1), 1.0, rtol=4 * EPS)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
+def test_causal_row_sums_of_narrow_formats(dtype):
+    left, right = np.abs(factors(70, 3)).astype(dtype)
+    found = RowNormalised(CausalLowRank(left, right)).dense().astype(np.float64)
+    wide = RowNormalised(CausalLowRank(left.astype(np.float64), right.astype(np.float64))).dense()
+    assert np.abs(found - wide).max() <= 8 * float(ml_dtypes.finfo(dtype).eps)

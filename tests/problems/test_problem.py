@@ -134,6 +134,12 @@ def test_head_is_the_problem_of_one_entry(xp):
     assert problem.head(1).batch_shape == (3,)
 
 
+@pytest.mark.parametrize("index", [2, (0, 3), (0, 0, 0), slice(0, 1), (True, 0), 0.0])
+def test_a_head_that_is_none_is_refused(index):
+    with pytest.raises(ValueError, match=r"index must be whole numbers within the batch axes \(2, 3\)"):
+        grouped(np).head(index)
+
+
 def test_astype_rounds_all_but_the_mask(xp):
     single = grouped(xp).astype(xp.float32)
     assert all(a.dtype == xp.float32 for a in (single.q, single.k, single.v, single.bias))

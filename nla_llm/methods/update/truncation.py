@@ -51,8 +51,8 @@ class TruncatedSVD:
             raise ValueError(f"rank={self.rank} exceeds the dimensions of the update, {problem.d_out} x {problem.d_in}")
         xp, r = problem.xp, self.rank
         delta = problem.delta
-        if delta.dtype not in (xp.float32, xp.float64):  # no library decomposes in less
-            delta = xp.astype(delta, xp.float32)
+        if delta.dtype not in (xp.float32, xp.float64):  # in no other does a library decompose
+            delta = xp.astype(delta, xp.float32 if delta.dtype.itemsize <= 4 else xp.float64)
         u, s, vt = xp.linalg.svd(delta, full_matrices=False)
         return LowRank(u[..., :, :r] * s[..., None, :r], xp.matrix_transpose(vt[..., :r, :]))
 

@@ -84,3 +84,10 @@ def test_doing_nothing_has_relative_error_one():
     for norm in ("spectral", "frobenius"):
         estimate = nl.measures.relative_error(problem.exact(), B, norm=norm)
         assert abs(float(estimate.value) - 1) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [">f8", np.longdouble])
+def test_wide_precisions_are_not_narrowed(dtype):
+    truncated = nl.method("truncated_svd", rank=3)(nl.UpdateProblem(prescribed().astype(dtype)))
+    assert truncated.dtype == np.float64
+    np.testing.assert_allclose(np.linalg.svd(truncated.dense())[1][:3], SPECTRUM[:3], rtol=1e-14)
