@@ -215,6 +215,7 @@ def _parse_rotary(source: _Source, length: int) -> Rotary:
     nested = source.content.get("rope_parameters") or source.content.get("rope_scaling") or {}
     if not isinstance(nested, Mapping):
         raise source.error(f"rope_parameters = {nested!r} is not an object")
+    _check_one_rotary(source, nested)
     outer = {"rope_theta": source.content.get("rope_theta"), "original_max_position_embeddings": length}
     rope = _Source(f"{source.name}, rotary positions", outer | {k: v for k, v in nested.items() if v is not None})
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -232,3 +233,13 @@ def _parse_rotary(source: _Source, length: int) -> Rotary:
         raise rope.error(f"low_freq_factor = {low} is not below high_freq_factor = {high}")
     original = rope.size("original_max_position_embeddings")
     return Rotary(theta, kind, rope.positive("factor"), low, high, original)
+
+
+def _check_one_rotary(source: _Source, nested: Mapping[str, Any]) -> None:
+    """Refuse a file that states rotary positions twice, and differently: readers disagree on which holds."""
+    if not source.content.get("rope_parameters"):
+        return
+    for key, twin in (("rope_scaling", dict(nested)), ("rope_theta", nested.get("rope_theta"))):
+        value = source.content.get(key)
+        if value is not None and twin is not None and value != twin:
+            raise source.error(f"{key} = {value!r} contradicts rope_parameters = {dict(nested)!r}; remove one of them")

@@ -531,6 +531,8 @@ def test_older_and_newer_files_say_the_same_of_rotary_positions():
         ({"rope_scaling": {"type": "linear"}}, "'factor' is missing"),
         ({"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}}, "low_freq_factor = 1.0 is not below"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_theta": 1e4, "rope_parameters": LLAMA3}, "rope_theta = 10000.0 contradicts rope_parameters"),
+        ({"rope_scaling": {"type": "yarn"}, "rope_parameters": LLAMA3}, "rope_scaling = .* contradicts"),
         ({"rope_parameters": [1]}, r"rope_parameters = \[1\]"),
     ],
 )
