@@ -38,7 +38,6 @@ BUDGETED = (  # with their directions
     ("trigonometric_features", "orthogonal"),
 )
 KERNEL_DRAWS = 8  # draws of a kernel for one of an operator: it is cheap to measure and heavy-tailed
-YARDSTICKS = ("uniform", "random_keys", "optimal_rank")
 TOP = 4.0  # errors beyond are named in the figures, not drawn: they would squeeze all others into a line
 READABLE = 1e4  # kernel errors beyond are left out of the figure: no number of draws measures them
 CURVE = ("method", "directions")  # what makes a curve
@@ -85,14 +84,11 @@ def measure(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     options = {name: cell[name] for name in ("m", "directions") if cell[name] is not None}
     method = nl.method(cell["method"], **options)
     records = head_records(p, method, draws=cell["draws"], seed=seed)
-    if cell["input"] == "gaussian" and hasattr(method, "theory") and cell["method"] not in YARDSTICKS:
+    if cell["input"] == "gaussian" and hasattr(method, "theory") and not method.properties.yardstick:
         measured, promised = kernel_error(p, method, draws=KERNEL_DRAWS * cell["draws"], seed=seed)
         for i, record in enumerate(records):
-            record |= {
-                "kernel_error": measured[i],
-                "kernel_theory": float(promised[i]),
-                **first_order_error(p.head(i), method),
-            }
+            record.update(kernel_error=measured[i], kernel_theory=float(promised[i]))
+            record.update(first_order_error(p.head(i), method))
     return records
 
 
@@ -121,47 +117,34 @@ def figures(records: pd.DataFrame) -> list[Figure]:
 
     model, gaussian = (succeeded(records, input=name) for name in ("model", "gaussian"))
     n, heads = int(model["n"].iloc[0]), model.groupby(["layer", "head"]).ngroups
-    budget = int(model["m"].dropna().unique()[min(1, model["m"].nunique() - 1)])
+    m = int(model["m"].dropna().unique()[min(1, model["m"].nunique() - 1)])
     cost = medians_by_norm(model, [*CURVE, "operations"], ("frobenius", "spectral"))
+    cost = cost.assign(exact_operations=int(model["exact_operations"].iloc[0]))
+    sweep = pd.concat([after_normalisation(gaussian), before_normalisation(gaussian)])
+    against_budget, against_cost = (
+        partial(charts.draw_against_budget, top=TOP),
+        partial(charts.draw_against_cost, top=TOP),
+    )
     wide: dict[str, Any] = {"size": (6.5, 3.5), "panels": (1, 2)}
+    captions = {
+        "budget": f"Median over the {heads} heads of the embedded model, split by the entropy of their rows (n = {n}, "
+        "causal); bands: 95 % intervals of the median over heads. Grey: doing nothing (uniform, random keys) and "
+        "the best possible of that rank.",
+        "cost": "The same errors in both norms against operations, counted by formula; the vertical line is exact "
+        "causal attention. The optimal rank is left out: it costs more than what it replaces.",
+        "gaussian": f"Gaussian heads (d = {GAUSSIAN_DIM}, n = {n}) of growing scale. Left: medians over "
+        f"{GAUSSIAN_HEADS} heads; dashed, the first-order prediction where its small parameter is small. Right: the "
+        "mean square error of the kernel before normalisation with its 95 % interval over draws, and dashed the "
+        "closed form of Performer's Lemma 2 and of its orthogonal extension, up to the scale where no number of draws "
+        "measures it.",
+        "heads": f"Every head of the embedded model, m = {m}; bars: 95 % intervals over draws. Trigonometric "
+        "features lie far above and are left out.",
+    }
     return [
-        Figure(
-            "budget",
-            f"Median over the {heads} heads of the embedded model, split by the entropy of their rows (n = {n}, "
-            "causal); bands: 95 % intervals of the median over heads. Grey: doing nothing (uniform, random keys) and "
-            "the best possible of that rank.",
-            partial(charts.draw_against_budget, top=TOP),
-            by_kind(model),
-            size=(6.5, 3.2),
-            panels=(1, 2),
-        ),
-        Figure(
-            "cost",
-            "The same errors in both norms against operations, counted by formula; the vertical line is exact causal "
-            "attention. The optimal rank is left out: it costs more than what it replaces.",
-            partial(charts.draw_against_cost, top=TOP),
-            cost.assign(exact_operations=int(model["exact_operations"].iloc[0])),
-            **wide,
-        ),
-        Figure(
-            "gaussian",
-            f"Gaussian heads (d = {GAUSSIAN_DIM}, n = {n}) of growing scale. Left: medians over {GAUSSIAN_HEADS} "
-            "heads; dashed, the first-order prediction where its small parameter is small. Right: the mean square "
-            "error of the kernel before normalisation with its 95 % interval over draws, and dashed the closed form "
-            "of Performer's Lemma 2 and of its orthogonal extension, up to the scale where no number of draws "
-            "measures it.",
-            draw_sweep,
-            pd.concat([after_normalisation(gaussian), before_normalisation(gaussian)]),
-            **wide,
-        ),
-        Figure(
-            "heads",
-            f"Every head of the embedded model, m = {budget}; bars: 95 % intervals over draws. Trigonometric "
-            "features lie far above and are left out.",
-            charts.draw_against_entropy,
-            by_head(model, budget),
-            size=(6.5, 3.3),
-        ),
+        Figure("budget", captions["budget"], against_budget, by_kind(model), size=(6.5, 3.2), panels=(1, 2)),
+        Figure("cost", captions["cost"], against_cost, cost, **wide),
+        Figure("gaussian", captions["gaussian"], draw_sweep, sweep, **wide),
+        Figure("heads", captions["heads"], charts.draw_against_entropy, by_head(model, m), size=(6.5, 3.3)),
     ]
 
 
@@ -220,18 +203,14 @@ def claims(records: pd.DataFrame) -> list[Claim]:
     elu = model[model["method"] == "elu_features"]
     positive = model[model["method"].eq("positive_features") & model["directions"].eq("orthogonal")]
     positive = positive[positive["m"] == largest]
+    name = f"positive orthogonal features with m = {largest:.0f}"
+    published = f"{name} are closer to softmax than uniform attention on most heads"
+    source = "read into the accurate estimation that Choromanski et al. 2021, arXiv 2009.14794, promise"
     return [
         floor_claim(ok),
         closed_form_claim(ok.dropna(subset=["kernel_error"])),
         share_claim(model, elu, "elu + 1 attention is closer to softmax than uniform attention on most heads"),
-        share_claim(
-            model,
-            positive,
-            f"positive orthogonal features with m = {largest:.0f} are closer to softmax than uniform "
-            "attention on most heads",
-            expected="refuted",
-            source="read into the accurate estimation that Choromanski et al. 2021, arXiv 2009.14794, promise",
-        ),
+        share_claim(model, positive, published, expected="refuted", source=source),
         accuracy_claim(positive, largest),
     ]
 
@@ -249,15 +228,10 @@ def floor_claim(ok: pd.DataFrame) -> Claim:
     both = ok[of_rank_m].merge(floor, on=keys, suffixes=("", "_floor"))
     ratios = [both[f"relative_{norm}"] / both[f"relative_{norm}_floor"] for norm in ("frobenius", "spectral")]
     worst = float(min(ratio.min() for ratio in ratios))
-    return Claim.decide(
-        "No method of rank m comes below the Eckart–Young floor, in the Frobenius or the spectral norm",
-        worst,
-        worst,
-        1.0,
-        ">=",
-        number=f"smallest ratio to the floor {worst:.4g} over {len(both)} heads, methods and budgets",
-        source="Eckart and Young 1936; Mirsky 1960",
-    )
+    sentence = "No method of rank m comes below the Eckart–Young floor, in the Frobenius or the spectral norm"
+    number = f"smallest ratio to the floor {worst:.4g} over {len(both)} heads, methods and budgets"
+    source = "Eckart and Young 1936; Mirsky 1960"
+    return Claim.decide(sentence, worst, worst, 1.0, ">=", number=number, source=source)
 
 
 def closed_form_claim(kernel: pd.DataFrame) -> Claim:
@@ -268,16 +242,13 @@ def closed_form_claim(kernel: pd.DataFrame) -> Claim:
     draws = KERNEL_DRAWS * light["draws"].to_numpy()
     error = (light["kernel_error_upper"] - light["kernel_error"]).to_numpy() / stdtrit(draws - 1, 0.975)
     worst = float(np.max(np.abs(light["kernel_error"].to_numpy() - light["kernel_theory"].to_numpy()) / error))
-    return Claim.decide(
-        "The mean square error of the kernel before normalisation equals its closed form within "
-        f"4 standard errors, at scale {light['scale'].iloc[0]:g}",
-        worst,
-        worst,
-        4.0,
-        "<",
-        number=f"largest deviation {worst:.2g} standard errors over {len(light)} heads and methods",
-        source="Choromanski et al. 2021, arXiv 2009.14794, Lemma 2; orthogonal blocks derived",
+    sentence = (
+        "The mean square error of the kernel before normalisation equals its closed form within 4 standard errors, at "
+        f"scale {light['scale'].iloc[0]:g}"
     )
+    number = f"largest deviation {worst:.2g} standard errors over {len(light)} heads and methods"
+    source = "Choromanski et al. 2021, arXiv 2009.14794, Lemma 2; orthogonal blocks derived"
+    return Claim.decide(sentence, worst, worst, 4.0, "<", number=number, source=source)
 
 
 def share_claim(
@@ -292,16 +263,11 @@ def share_claim(
 def accuracy_claim(positive: pd.DataFrame, m: float) -> Claim:
     """The published claim of accuracy, as a number."""
     error = medians(positive, ["m"], "relative_frobenius").iloc[0]
-    return Claim.decide(
-        f"Positive orthogonal features with m = {m:.0f} approximate the attention of a trained head to 10 %",
-        error["lower"],
-        error["upper"],
-        0.1,
-        "<",
-        expected="refuted",
-        number="median relative Frobenius error {median:.3g}, 95 % interval {lower:.3g} to {upper:.3g}".format(**error),
-        source="the accuracy that Choromanski et al. 2021, arXiv 2009.14794, title and abstract promise, read as 10 %",
-    )
+    sentence = f"Positive orthogonal features with m = {m:.0f} approximate the attention of a trained head to 10 %"
+    number = "median relative Frobenius error {median:.3g}, 95 % interval {lower:.3g} to {upper:.3g}".format(**error)
+    source = "the accuracy that Choromanski et al. 2021, arXiv 2009.14794, title and abstract promise, read as 10 %"
+    low, high = error["lower"], error["upper"]
+    return Claim.decide(sentence, low, high, 0.1, "<", number=number, expected="refuted", source=source)
 
 
 study = Study(

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 import nla_llm as nl
-from nla_llm import measures
 from nla_llm.linalg import haar_orthogonal
-from nla_llm.measures import Estimate
+from nla_llm.measures import Estimate, condition_number, relative_error, stable_rank
 from nla_llm.problems import embedded
 from nla_llm.study import Claim, Figure, Study, Table
 from nla_llm.study.frames import succeeded, valued
@@ -31,8 +30,7 @@ def cells(scale: str) -> list[dict[str, Any]]:
     ways = [("truncated_svd", True), ("truncated_svd", False), ("random_subspace", True)]
     losses = [{"method": method, "tie": tie, "rank": r} for r in RANKS[scale] for method, tie in ways]
     losses += [
-        {"method": "zero_update", "tie": True, "rank": 0},
-        {"method": "none", "tie": True, "rank": config.hidden_size},
+        {"method": name, "tie": True, "rank": r} for name, r in (("zero_update", 0), ("none", config.hidden_size))
     ]
     return spectra + [{"what": "loss", "pieces": PIECES[scale], "tokens": TOKENS, **loss} for loss in losses]
 
@@ -63,14 +61,8 @@ def head_records(layer: int) -> list[dict[str, Any]]:
     model = embedded.embedded_model()
     operators = [model.query_key(layer, head) for head in range(model.config.num_attention_heads)]
     return [
-        {
-            "head": head,
-            "rank_bound": op.rank,
-            "stable_rank": measures.stable_rank(op),
-            "condition": measures.condition_number(op),
-            "spectral_norm": measures.spectral_norm(op),
-        }
-        for head, op in enumerate(operators)
+        {"head": i, "rank_bound": op.rank, "stable_rank": stable_rank(op), "condition": condition_number(op)}
+        for i, op in enumerate(operators)
     ]
 
 
@@ -79,28 +71,23 @@ def loss_record(cell: dict[str, Any], seed: int) -> dict[str, Any]:
     model = embedded.embedded_model()
     problem = nl.UpdateProblem(model.embedding.astype(np.float64))
     pieces = [embedded.heldout_tokens(cell["tokens"], piece) for piece in range(cell["pieces"])]
-    exact = problem.exact()
-    replaced = None if cell["method"] == "none" else replacement(cell, problem, seed)
-    op = exact if replaced is None else replaced
-    losses = np.array(
-        [
-            model.loss(piece, embedding=None if replaced is None else op.dense().astype(np.float32), tie=cell["tie"])
-            for piece in pieces
-        ]
-    )
-    plain = losses if replaced is None else np.array([model.loss(piece) for piece in pieces])
-    record = {
+    exact, op = problem.exact(), replacement(cell, problem, seed)
+    embedding = op.dense().astype(np.float32)  # the model as it is, bit for bit, where nothing replaces it
+    plain = np.array([model.loss(piece) for piece in pieces])
+    losses = np.array([model.loss(piece, embedding=embedding, tie=cell["tie"]) for piece in pieces])
+    return {
         "loss": Estimate.from_samples(losses),
         "increase": Estimate.from_samples(losses - plain),
         "optimum": float(Spectrum(problem.delta).truncation(cell["rank"], "frobenius")),
-    }
-    return record | {
-        f"relative_{norm}": measures.relative_error(exact, op, norm=norm) for norm in ("frobenius", "spectral")
+        "relative_frobenius": relative_error(exact, op, norm="frobenius"),
+        "relative_spectral": relative_error(exact, op, norm="spectral"),
     }
 
 
 def replacement(cell: dict[str, Any], problem: nl.UpdateProblem, seed: int) -> Any:
-    """The matrix in the place of the embedding."""
+    """The matrix in the place of the embedding; itself where the method is "none"."""
+    if cell["method"] == "none":
+        return problem.exact()
     if cell["method"] == "random_subspace":
         basis = haar_orthogonal(problem.d_in, np.random.default_rng(seed))[:, : cell["rank"]]
         return nl.operators.LowRank(problem.delta @ basis, basis)
@@ -125,9 +112,8 @@ def draw_spectrum(fig: Canvas, data: pd.DataFrame) -> None:
     left, right = fig.subplots(1, 2)
     values = data[data["panel"] == "spectrum"]
     style.line(left, *(values[c] for c in BAND), family="update", label="embedding", marker="")
-    style.yardstick(
-        left, values["x"], values["reference"], kind="uniform", label="Gaussian matrix of the same norm", marker=""
-    )
+    label = "Gaussian matrix of the same norm"
+    style.yardstick(left, values["x"], values["reference"], kind="uniform", label=label, marker="")
     style.log_axes(left, x=None)
     style.label(left, "index i", "singular value", "spectrum")
     for (method, norm), curve in data[data["panel"] == "error"].groupby(["method", "norm"], sort=False):
@@ -184,33 +170,23 @@ def figures(records: pd.DataFrame) -> list[Figure]:
     """Loss against rank, spectrum and truncation error, query-key matrices."""
     loss = losses(records)
     ends = [f"{name}{end}" for name in ("loss", "increase") for end in ("", "_lower", "_upper")]
+    loss_caption = (
+        f"Loss of the model on {int(loss['pieces'].iloc[0])} held-out pieces of {TOKENS} tokens when its embedding "
+        "is replaced by a matrix of rank r; bands: 95 % Student-t intervals over pieces, which differ more among "
+        "themselves than the curves do."
+    )
+    spectrum_caption = (
+        "Left: singular values of the embedding matrix, beside those of a Gaussian matrix of the same size and "
+        "norm. Right: relative error of replacing it by rank r; bars for rounding are invisible at this scale."
+    )
+    heads_caption = (
+        "Query-key matrices of every head: stable rank (grey line: largest possible) and condition number on "
+        "their rank."
+    )
     return [
-        Figure(
-            "loss",
-            f"Loss of the model on {int(loss['pieces'].iloc[0])} held-out pieces of {TOKENS} tokens when its embedding "
-            "is replaced by a matrix of rank r; bands: 95 % Student-t intervals over pieces, which differ more among "
-            "themselves than the curves do.",
-            draw_loss,
-            loss[["method", "tie", "rank", *ends, "optimum"]],
-        ),
-        Figure(
-            "spectrum",
-            "Left: singular values of the embedding matrix, beside those of a Gaussian matrix of the same size and "
-            "norm. Right: relative error of replacing it by rank r; bars for rounding are invisible at this scale.",
-            draw_spectrum,
-            spectrum_data(records),
-            size=(6.5, 3.7),
-            panels=(1, 2),
-        ),
-        Figure(
-            "heads",
-            "Query-key matrices of every head: stable rank (grey line: largest possible) and condition number on "
-            "their rank.",
-            draw_heads,
-            heads_data(records),
-            size=(6.5, 3.2),
-            panels=(1, 2),
-        ),
+        Figure("loss", loss_caption, draw_loss, loss[["method", "tie", "rank", *ends, "optimum"]]),
+        Figure("spectrum", spectrum_caption, draw_spectrum, spectrum_data(records), size=(6.5, 3.7), panels=(1, 2)),
+        Figure("heads", heads_caption, draw_heads, heads_data(records), size=(6.5, 3.2), panels=(1, 2)),
     ]
 
 
@@ -257,14 +233,11 @@ def tables(records: pd.DataFrame) -> list[Table]:
         }
         for row in losses(records).to_dict("records")
     ]
-    return [
-        Table(
-            "truncation",
-            "The embedding replaced by a matrix of rank r: relative errors beside the Eckart–Young optimum "
-            "(Frobenius), and the increase of the held-out loss, paired over pieces, with its 95 % interval.",
-            pd.DataFrame(rows),
-        )
-    ]
+    caption = (
+        "The embedding replaced by a matrix of rank r: relative errors beside the Eckart–Young optimum "
+        "(Frobenius), and the increase of the held-out loss, paired over pieces, with its 95 % interval."
+    )
+    return [Table("truncation", caption, pd.DataFrame(rows))]
 
 
 # -- claims ------------------------------------------------------------------------------------------------------------
@@ -276,41 +249,34 @@ def claims(records: pd.DataFrame) -> list[Claim]:
     svd = loss[(loss["method"] == "truncated_svd") & loss["tie"].astype(bool)]
     inner = svd[svd["rank"] < svd["rank"].max()]
     gap = float(np.max(np.abs(inner["relative_frobenius"] / inner["optimum"] - 1)))
-    whole = loss[loss["method"] == "none"].iloc[0]
-    nothing = loss[loss["method"] == "zero_update"].iloc[0]
+    attained = "The truncated SVD attains the Eckart–Young optimum in the Frobenius norm at every rank, to rounding"
+    number, source = f"largest relative gap {gap:.1e}", "Eckart and Young 1936"
     return [
-        Claim.decide(
-            "The truncated SVD attains the Eckart–Young optimum in the Frobenius norm at every rank, to rounding",
-            gap,
-            gap,
-            1e-10,
-            "<",
-            number=f"largest relative gap {gap:.1e}",
-            source="Eckart and Young 1936",
-        ),
-        Claim.decide(
-            "The embedded model has learned: its loss is at least 2 nats per token below that of no embedding (log of "
-            "the vocabulary)",
-            float(nothing["loss"] - whole["loss_upper"]),
-            float(nothing["loss"] - whole["loss_lower"]),
-            2.0,
-            ">=",
-        ),
-        half_rank_claim(svd),
+        Claim.decide(attained, gap, gap, 1e-10, "<", number=number, source=source),
+        learned(loss),
+        half_rank(svd),
         better_than_random(loss),
     ]
 
 
-def half_rank_claim(svd: pd.DataFrame) -> Claim:
+def learned(loss: pd.DataFrame) -> Claim:
+    """The model as it is against the model without an embedding."""
+    whole, nothing = (loss[loss["method"] == name].iloc[0] for name in ("none", "zero_update"))
+    sentence = (
+        "The embedded model has learned: its loss is at least 2 nats per token below that of no embedding (log of "
+        "the vocabulary)"
+    )
+    low, high = (float(nothing["loss"] - whole[f"loss_{end}"]) for end in ("upper", "lower"))
+    return Claim.decide(sentence, low, high, 2.0, ">=")
+
+
+def half_rank(svd: pd.DataFrame) -> Claim:
     """Half of the rank is not free."""
     half = svd.iloc[(svd["rank"] - svd["rank"].max() / 2).abs().argmin()]
-    return Claim.decide(
-        f"Truncating the embedding to rank {half['rank']:.0f}, half of its columns, costs more than 0.1 nats per token",
-        float(half["increase_lower"]),
-        float(half["increase_upper"]),
-        0.1,
-        ">",
+    sentence = (
+        f"Truncating the embedding to rank {half['rank']:.0f}, half of its columns, costs more than 0.1 nats per token"
     )
+    return Claim.decide(sentence, float(half["increase_lower"]), float(half["increase_upper"]), 0.1, ">")
 
 
 def better_than_random(loss: pd.DataFrame) -> Claim:
@@ -320,14 +286,9 @@ def better_than_random(loss: pd.DataFrame) -> Claim:
     middle = sorted(set(svd.index))[len(set(svd.index)) // 2]
     low = float(random.loc[middle, "increase_lower"] - svd.loc[middle, "increase_upper"])
     high = float(random.loc[middle, "increase_upper"] - svd.loc[middle, "increase_lower"])
-    return Claim.decide(
-        f"At rank {middle:.0f} the leading singular vectors keep more of the model than a random subspace does",
-        low,
-        high,
-        0.0,
-        ">",
-        number=f"loss increases differ by {low:.2f} to {high:.2f} nats",
-    )
+    sentence = f"At rank {middle:.0f} the leading singular vectors keep more of the model than a random subspace does"
+    number = f"loss increases differ by {low:.2f} to {high:.2f} nats"
+    return Claim.decide(sentence, low, high, 0.0, ">", number=number)
 
 
 study = Study(
