@@ -74,7 +74,15 @@ class TruncatedSVD:
 @final
 @dataclass(frozen=True)
 class ZeroUpdate:
-    """No update at all: the yardstick of doing nothing, with relative error one."""
+    """No update at all: the yardstick of doing nothing, with relative error one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import UpdateProblem
+    >>> ZeroUpdate()(UpdateProblem(np.eye(2))).dense().tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
+    """
 
     properties: ClassVar[Properties] = Properties(
         problem="update", family="zero update", target="zero", row_stochastic=False, nonnegative=True, yardstick=True
