@@ -1,10 +1,11 @@
 """The NumPy path of exact attention: threads over tiles, buffers reused, no pass over a tile that can be spared.
 
 A tile of logits costs two matrix products and one exponential; everything else is avoided where that is safe. The row
-maximum is only needed against overflow: where |q||k| bounds the logits well inside the exponent range of the dtype
+maximum is only needed against overflow: where |q||k| bounds the logits by a quarter of the exponent range of the dtype
 (Cauchy–Schwarz), exp(logits) is summed as it stands, which is as accurate as the shifted sum since a shift only moves
-the exponent. Otherwise the first product runs the online log-sum-exp, and later ones subtract the row maximum that it
-found. Denominators come from a column of ones appended to the right-hand sides of the first product.
+the exponent; half of the range is left to the right-hand sides. Otherwise the first product runs the online
+log-sum-exp, and later ones subtract the row maximum that it found. Denominators come from a column of ones appended to
+the right-hand sides of the first product.
 """
 
 from __future__ import annotations
@@ -125,8 +126,7 @@ def _head(op: SoftmaxAttention, batch: tuple[int, ...], index: tuple[int, ...]) 
     bound = abs(op.scale) * _largest_norm(q) * _largest_norm(k)
     if bias is not None:
         bound += float(np.max(np.abs(bias)))
-    # Half of the exponent range: sums of up to exp(range / 2) such terms do not overflow, and none is subnormal.
-    return _Head(op, q, k, mask, bias, bounded=bound <= 0.5 * float(np.log(np.finfo(op.dtype).max)))
+    return _Head(op, q, k, mask, bias, bounded=bound <= 0.25 * float(np.log(np.finfo(op.dtype).max)))
 
 
 def _largest_norm(a: Matrix) -> float:
