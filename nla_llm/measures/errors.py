@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nla_llm.backend import Array, eps, generator, namespace, to_numpy
+from nla_llm.backend import Array, eps, generator, is_array, is_real_floating, namespace, to_numpy
 from nla_llm.linalg import apply_widened, widen
 from nla_llm.measures.estimate import Estimate
 from nla_llm.measures.norms import frobenius_norm, max_norm, nuclear_norm
@@ -129,7 +129,10 @@ def output_error(P: Operator, Phat: Operator, v: Array, *, norm: Norm = "frobeni
     """
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    if v.ndim < 2 or v.shape[-2] != P.shape[-1]:
+    if not is_array(v) or not is_real_floating(v):
+        got = getattr(v, "dtype", type(v).__name__)
+        raise TypeError(f"v must be a real floating array, got {got}; pass numpy.asarray(v, dtype=float)")
+    if v.ndim < 2 or v.shape[-2] != P.shape[-1] or 0 in v.shape:
         raise ValueError(f"v must be (..., {P.shape[-1]}, d_v) for operators {P.shape}, got {tuple(v.shape)}")
     output, approximate = apply_widened(P, v), apply_widened(Phat, v)
     measures: dict[str, Callable[[Operator], Estimate]] = {

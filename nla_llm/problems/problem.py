@@ -204,7 +204,7 @@ class AttentionProblem:
             raise ValueError(f"q and k must have the same last axis d, got q {q.shape} and k {k.shape}")
         if v is not None and v.shape[-2] != k.shape[-2]:
             raise ValueError(f"v must have as many rows as k, got v {v.shape} and k {k.shape}")
-        self._check_size_of_logits()
+        largest_logit = self._check_size_of_logits()
         if not isinstance(self.causal, bool | np.bool_):
             raise TypeError(f"causal must be True or False, got {self.causal!r}")
         if (self.causal or self.window is not None) and self.n_q != self.n_k:
@@ -215,7 +215,7 @@ class AttentionProblem:
         whole = isinstance(self.window, int | np.integer) and not isinstance(self.window, bool)
         if self.window is not None and not (whole and self.window >= 1):
             raise ValueError(f"window must be a whole number >= 1 (1 sees the token itself), got {self.window!r}")
-        self._check_mask_and_bias()
+        self._check_mask_and_bias(largest_logit)
         try:
             batch = self.batch_shape
             if v is not None:
@@ -225,8 +225,8 @@ class AttentionProblem:
             raise ValueError(f"the leading axes of the arrays do not broadcast: {shapes}") from None
         self._check_every_query_sees_a_key()
 
-    def _check_size_of_logits(self) -> None:
-        """Finite entries are not enough: the logits must be finite in the float64 of the reference."""
+    def _check_size_of_logits(self) -> float:
+        """Finite entries are not enough: the logits must be finite in float64; a bound of their size."""
         xp = self.xp
         largest = [float(xp.max(xp.abs(a))) for a in (self.q, self.k)]
         if not isfinite(self.scale * self.d * largest[0] * largest[1]):
@@ -234,8 +234,9 @@ class AttentionProblem:
                 f"logits up to scale * d * max|q| * max|k| = {self.scale:.3g} * {self.d} * {largest[0]:.3g} * "
                 f"{largest[1]:.3g} overflow float64, so their softmax is undefined; scale q or k down"
             )
+        return abs(self.scale) * self.d * largest[0] * largest[1]
 
-    def _check_mask_and_bias(self) -> None:
+    def _check_mask_and_bias(self, largest_logit: float) -> None:
         xp = self.xp
         if self.key_mask is not None:
             if not (is_array(self.key_mask) and namespace(self.key_mask).isdtype(self.key_mask.dtype, "bool")):
@@ -249,6 +250,12 @@ class AttentionProblem:
             if bool(xp.any(xp.isnan(self.bias) | (self.bias == xp.inf))):
                 raise ValueError(
                     "bias has entries that are NaN or +inf; only finite entries and -inf (hidden) make sense"
+                )
+            largest = float(xp.max(self.bias))
+            if not isfinite(largest_logit + max(largest, 0.0)):
+                raise ValueError(
+                    f"bias up to {largest:.3g} on logits up to {largest_logit:.3g} overflows float64, so their softmax "
+                    "is undefined; make the bias smaller, or scale q or k down"
                 )
 
     def _check_every_query_sees_a_key(self) -> None:

@@ -122,3 +122,19 @@ def test_bad_arguments_are_named():
         row_divergence(p, p, kind="js")
     with pytest.raises(ZeroDivisionError, match="reference is zero"):
         relative_error(0.0 * p, p)
+
+
+@pytest.mark.parametrize(
+    ("v", "error"),
+    [
+        ([[1.0], [2.0]], TypeError),
+        (None, TypeError),
+        (np.ones((2, 1), int), TypeError),
+        (np.ones((2, 1), complex), TypeError),
+        (np.ones((2, 0)), ValueError),
+        (np.ones(2), ValueError),
+    ],
+)
+def test_values_that_are_none_are_refused(v, error):
+    with pytest.raises(error, match="v must be"):
+        output_error(Dense(np.eye(2)), Dense(np.ones((2, 2))), v)

@@ -56,6 +56,10 @@ def test_every_registered_method_is_final_and_frozen(row):
     assert type(method).__dataclass_params__.frozen
 
 
+def test_every_registered_method_shows_an_example(row):
+    assert ">>>" in registered(row.name).__doc__
+
+
 @pytest.mark.parametrize(
     ("name", "nearest"), [("postive_features", "positive_features"), ("Uniform", "uniform"), ("svd", None)]
 )
@@ -214,3 +218,9 @@ def test_importing_the_package_loads_no_method():
 
     code = "import sys, nla_llm; sys.exit(any(m.startswith('nla_llm.methods.attention') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603 - our own code
+
+
+@pytest.mark.parametrize("name", [3, None])
+def test_a_name_that_is_no_text_is_unknown(name):
+    with pytest.raises(ValueError, match=f"unknown method {name}"):
+        nl.method(name)

@@ -116,6 +116,8 @@ def test_logits_beyond_float64_are_refused():
         nl.AttentionProblem(1e200 * EYE, 1e200 * EYE)
     with pytest.raises(ValueError, match="overflow float64"):
         nl.AttentionProblem(EYE, 1e10 * EYE, scale=1e300)
+    with pytest.raises(ValueError, match=r"bias up to 1\.79e\+308 on logits up to .* overflows float64"):
+        nl.AttentionProblem(1e154 * EYE, 1e153 * EYE, bias=np.full((3, 3), 1.79e308))
     large = nl.AttentionProblem((1e20 * EYE).astype(np.float32), (1e20 * EYE).astype(np.float32))
     assert np.isfinite(large.exact().dense()).all()  # beyond float32, well inside the float64 of the reference
 
