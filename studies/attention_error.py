@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 SIZES = {  # tokens, draws of a random method, budgets, scales of the Gaussian sweep
-    "small": (128, 3, (16, 64), (0.25, 1.0)),
-    "default": (320, 5, (16, 64, 256), (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)),
+    "small": (128, 6, (16, 64), (0.25, 1.0)),
+    "default": (320, 6, (16, 64, 256), (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)),
     "full": (1024, 20, (16, 32, 64, 128, 256, 512), (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)),
 }
 GAUSSIAN_HEADS, GAUSSIAN_DIM, GAUSSIAN_BUDGET = 6, 32, 64

@@ -76,7 +76,7 @@ def _label(where: str, options: dict[str, Any], directions: str | None) -> str:
 
 
 def attention_study(
-    name: str, source: Heads, methods: list[str] | None = None, budgets: list[int] | None = None, draws: int = 5
+    name: str, source: Heads, methods: list[str] | None = None, budgets: list[int] | None = None, draws: int = 6
 ) -> Study:
     """Study of methods on the heads of a source, to be run like any other.
 

@@ -25,7 +25,7 @@ def attention(  # noqa: PLR0917 - options, given by name
     ] = None,
     m: Annotated[list[int] | None, typer.Option(metavar="M", help="Budget (repeatable; 16, 64, 256).")] = None,
     n: Annotated[int | None, typer.Option(metavar="N", help="Only the first tokens.", min=1)] = None,
-    draws: Annotated[int, typer.Option(metavar="N", help="Draws of a random method.", min=2)] = 5,
+    draws: Annotated[int, typer.Option(metavar="N", help="Draws of a random method.", min=2)] = 6,
     text: Annotated[Path | None, typer.Option(metavar="FILE", help="What a checkpoint reads.")] = None,
     tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Token ids (.npy) in place of a text.")] = None,
     layers: Annotated[str | None, typer.Option(metavar="LAYERS", help="Of a checkpoint, as 0,3,5-7.")] = None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, ismodule, signature
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def require(m: Any, problem: Any) -> None:
 
 def whole_number(name: str, value: Any, *, at_least: int = 1) -> None:
     """Raise a sentence unless ``value`` is a whole number that is large enough."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         raise ValueError(f"{name} must be a whole number >= {at_least}, got {value!r}")
 
 

@@ -183,9 +183,13 @@ class AttentionProblem:
         )
 
     def astype(self, dtype: Any) -> Self:
-        """The same problem with q, k, v and bias rounded to ``dtype``."""
+        """The same problem with q, k, v and bias in ``dtype``, refused where that is not floating or overflows."""
         xp = self.xp
-        return self.map(lambda a: a if xp.isdtype(a.dtype, "bool") else xp.astype(a, dtype, copy=False))
+        rounded = self.map(lambda a: a if xp.isdtype(a.dtype, "bool") else xp.astype(a, dtype, copy=False))
+        for name, a in (("q", rounded.q), ("k", rounded.k), ("v", rounded.v)):
+            if a is not None:
+                _check_matrix(name, a)
+        return rounded
 
     def _with(self, **changes: Any) -> Self:
         new = object.__new__(type(self))
@@ -366,8 +370,10 @@ class UpdateProblem:
         return new
 
     def astype(self, dtype: Any) -> Self:
-        """The same problem in another precision."""
-        return self.map(lambda a: namespace(a).astype(a, dtype, copy=False))
+        """The same problem in another precision, refused where that is not floating or overflows."""
+        rounded = self.map(lambda a: namespace(a).astype(a, dtype, copy=False))
+        _check_matrix("delta", rounded.delta)
+        return rounded
 
 
 def _check_floating(name: str, a: Any) -> None:

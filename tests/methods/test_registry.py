@@ -224,3 +224,7 @@ def test_importing_the_package_loads_no_method():
 def test_a_name_that_is_no_text_is_unknown(name):
     with pytest.raises(ValueError, match=f"unknown method {name}"):
         nl.method(name)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    assert nl.method("random_keys", m=np.int64(3)) == nl.method("random_keys", m=3)

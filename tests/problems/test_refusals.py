@@ -282,3 +282,14 @@ def test_a_single_visible_key_is_enough(options):
 def test_refused_updates(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_rounding_to_a_type_that_cannot_hold_the_entries_is_refused():
+    q = np.full((3, 2), 1e6)
+    with pytest.raises(TypeError, match="q must be real and floating"):
+        nl.AttentionProblem(q, q).astype(np.int64)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        nl.AttentionProblem(q / 1e4, q / 1e4, q).astype(np.float16)
+    with pytest.raises(ValueError, match="delta has"):
+        nl.UpdateProblem(q).astype(np.float16)
