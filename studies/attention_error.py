@@ -118,7 +118,7 @@ def figures(records: pd.DataFrame) -> list[Figure]:
     model, gaussian = (succeeded(records, input=name) for name in ("model", "gaussian"))
     n, heads = int(model["n"].iloc[0]), model.groupby(["layer", "head"]).ngroups
     m = int(model["m"].dropna().unique()[min(1, model["m"].nunique() - 1)])
-    cost = medians_by_norm(model, [*CURVE, "operations"], ("frobenius", "spectral"))
+    cost = medians_by_norm(model, [*CURVE, "operations"])
     cost = cost.assign(exact_operations=int(model["exact_operations"].iloc[0]))
     sweep = pd.concat([after_normalisation(gaussian), before_normalisation(gaussian)])
     against_budget, against_cost = (

@@ -97,6 +97,7 @@ def replacement(cell: dict[str, Any], problem: nl.UpdateProblem, seed: int) -> A
 
 # -- figures -----------------------------------------------------------------------------------------------------------
 
+NORMS = {"frobenius": "Frobenius", "spectral": "spectral"}
 BAND = ("x", "value", "lower", "upper")
 WAYS = {
     ("truncated_svd", True): "truncated SVD, input and output",
@@ -120,12 +121,12 @@ def draw_spectrum(fig: Canvas, data: pd.DataFrame) -> None:
         band, frobenius = [curve[c] for c in BAND], norm == "frobenius"
         if method == "random_subspace":
             grey = "random_subspace" if frobenius else "uniform"
-            style.yardstick(right, *band, kind=grey, label=f"random subspace, {norm}")
+            style.yardstick(right, *band, kind=grey, label=f"random subspace, {NORMS[norm]}")
             continue
         variant = "orthogonal" if frobenius else "iid"
-        style.line(right, *band, family="update", label=f"truncated SVD, {norm}", variant=variant)
+        style.line(right, *band, family="update", label=f"truncated SVD, {NORMS[norm]}", variant=variant)
         if frobenius:
-            style.theory_line(right, curve["x"], curve["reference"], label="Eckart–Young, frobenius")
+            style.theory_line(right, curve["x"], curve["reference"], label="Eckart–Young, Frobenius")
     style.label(right, "rank r", "relative error of the embedding", "truncation")
 
 
@@ -204,7 +205,7 @@ def spectrum_data(records: pd.DataFrame) -> pd.DataFrame:
     names = {"rank": "x", "optimum": "reference"}
     errors = [
         valued(cut, f"relative_{norm}", ["method", *names]).rename(columns=names).assign(panel="error", norm=norm)
-        for norm in ("frobenius", "spectral")
+        for norm in NORMS
     ]
     data = pd.concat([values.assign(panel="spectrum"), *errors], ignore_index=True)
     return data[["panel", *BAND, "reference", "method", "norm"]]
