@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SIZES = {  # tokens, draws of a random method, budgets, scales of the Gaussian sweep
     "small": (128, 6, (16, 64), (0.25, 1.0)),
-    "default": (320, 6, (16, 64, 256), (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)),
+    "default": (320, 6, (16, 32, 64, 128), (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)),
     "full": (1024, 20, (16, 32, 64, 128, 256, 512), (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)),
 }
 GAUSSIAN_HEADS, GAUSSIAN_DIM, GAUSSIAN_BUDGET = 6, 32, 64
@@ -203,13 +203,13 @@ def claims(records: pd.DataFrame) -> list[Claim]:
     elu = model[model["method"] == "elu_features"]
     positive = model[model["method"].eq("positive_features") & model["directions"].eq("orthogonal")]
     positive = positive[positive["m"] == largest]
-    name = f"positive orthogonal features with m = {largest:.0f}"
+    name = f"Positive orthogonal features with m = {largest:.0f}"
     published = f"{name} are closer to softmax than uniform attention on most heads"
     source = "read into the accurate estimation that Choromanski et al. 2021, arXiv 2009.14794, promise"
     return [
         floor_claim(ok),
         closed_form_claim(ok.dropna(subset=["kernel_error"])),
-        share_claim(model, elu, "elu + 1 attention is closer to softmax than uniform attention on most heads"),
+        share_claim(model, elu, "Attention with elu + 1 is closer to softmax than uniform attention on most heads"),
         share_claim(model, positive, published, expected="refuted", source=source),
         accuracy_claim(positive, largest),
     ]

@@ -26,6 +26,7 @@ TIMED = {
     "default": (256, 512, 1024, 2048, 4096, 8192),
     "full": tuple(2**i for i in range(8, 16)),
 }
+LONGEST = 12  # operations in a formula that still fits a column of the table
 REPEATS = 9  # the smallest and largest of nine times enclose the median with 99.6 %
 METHODS = {
     "exact": {},
@@ -104,7 +105,8 @@ def draw_panels(fig: Canvas, data: pd.DataFrame) -> None:
             band = (curve[c] for c in ("n", "value", "lower", "upper"))
             charts.draw_curve(ax, *band, method=name, label=label(name))
             if curve["theory"].notna().any():
-                style.theory_line(ax, curve["n"], curve["theory"], family=name, label="formula")
+                family = name if name.endswith("features") else None  # the others are black or grey
+                style.theory_line(ax, curve["n"], curve["theory"], family=family, label="formula")
         style.log_axes(ax, x=2)
         style.label(ax, "tokens n", unit if ax is axes[0] else "", "causal" if causal else "no mask")
 
@@ -151,16 +153,15 @@ def tables(records: pd.DataFrame) -> list[Table]:
         for name in METHODS:
             cost = formula(name, p).subs(d_v="d")
             mask = "causal" if causal else "none"
-            formulas.append({"method": label(name), "mask": mask, "multiply-adds, as operations": cost.matmuls()})
+            whole_chunks = cost.matmuls().replace(sympy.Mod, lambda *_: sympy.Integer(0))
+            formulas.append({"method": label(name), "mask": mask, "multiply-adds, as operations": whole_chunks})
             if name == "exact":
                 continue
             crossings.append(
                 {
                     "method": label(name),
                     "mask": mask,
-                    "n*, multiply-adds": sympy.nsimplify(costs.crossover(exact, cost, "n", matmuls=True, c=64))
-                    if name != "uniform"
-                    else "always",
+                    "n*, multiply-adds": closed_crossing(exact, cost, name),
                     f"n*, all operations (d = {D})": crossing_value(exact, cost, name),
                     "n*, measured time": measured_crossing(timed[timed["causal"] == causal], name),
                 }
@@ -169,17 +170,26 @@ def tables(records: pd.DataFrame) -> list[Table]:
         Table(
             "crossovers",
             "Length n* beyond which a method is cheaper than exact attention, with d_v = d: by "
-            "multiply-adds in closed form, by all operations at "
+            "multiply-adds in closed form (as a number at the sizes named where that is long), by all operations at "
             f"d = {D} and the m named, and by the clock (between which measured lengths the medians "
             "cross).",
             pd.DataFrame(crossings),
         ),
         Table(
             "formulas",
-            "Multiply-adds of one head, two operations each, with d_v = d and chunks of c rows.",
+            "Multiply-adds of one head, two operations each, with d_v = d and n a multiple of the c rows of a chunk.",
             pd.DataFrame(formulas),
         ),
     ]
+
+
+def closed_crossing(exact: costs.Cost, cost: costs.Cost, name: str) -> Any:
+    """Crossover of the multiply-adds as a formula with chunks of 64 rows, as a number where that fits no column."""
+    star = sympy.nsimplify(costs.crossover(exact, cost, "n", matmuls=True, c=64))
+    if star.count_ops() > LONGEST:
+        star = costs.crossover(exact, cost, "n", matmuls=True, c=64, d=D, m=METHODS[name].get("m", 1))
+        return f"{float(star):.0f}"
+    return star if star.free_symbols else "always"
 
 
 def crossing_value(exact: costs.Cost, cost: costs.Cost, name: str) -> str:
