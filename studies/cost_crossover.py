@@ -15,6 +15,7 @@ from nla_llm.measures import Estimate
 from nla_llm.problems import gallery
 from nla_llm.study import Claim, Figure, Study, Table
 from nla_llm.study.frames import succeeded, valued
+from nla_llm.study.medians import finding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -249,14 +250,17 @@ def claims(records: pd.DataFrame) -> list[Claim]:
             )
         )
     found += [
-        exponent_claim(timed, "exact", "The time of exact attention grows faster than n^1.5", ">"),
-        exponent_claim(timed, "elu_features", "The time of elu + 1 attention grows more slowly than n^1.5", "<"),
+        growth(timed, "exact", "The time of exact attention"),
+        growth(timed, "elu_features", "The time of elu + 1 attention"),
     ]
     return found
 
 
-def exponent_claim(timed: pd.DataFrame, name: str, sentence: str, sense: Any) -> Claim:
-    """Growth exponent between the longest length and one quarter of it, from the intervals of both times."""
+def growth(timed: pd.DataFrame, name: str, what: str) -> Claim:
+    """Growth exponent between the longest length and one quarter of it, from the intervals of both times.
+
+    A finding, not a claim with an expectation: times belong to a machine and to what else it does.
+    """
     curve = timed[(timed["method"] == name) & ~timed["causal"].astype(bool)].sort_values("n")
     last = curve.iloc[-1]
     first = curve[curve["n"] <= last["n"] / 4].iloc[-1] if (curve["n"] <= last["n"] / 4).any() else curve.iloc[0]
@@ -265,8 +269,9 @@ def exponent_claim(timed: pd.DataFrame, name: str, sentence: str, sense: Any) ->
         np.log(last[f"seconds_used_{a}"] / first[f"seconds_used_{b}"]) / ratio
         for a, b in (("lower", "upper"), ("upper", "lower"))
     ]
-    number = f"exponent {ends[0]:.2f} to {ends[1]:.2f} between n = {first['n']} and {last['n']}, without a mask"
-    return Claim.decide(f"{sentence} (without a mask)", float(ends[0]), float(ends[1]), 1.5, sense, number=number)
+    number = f"exponent {ends[0]:.2f} to {ends[1]:.2f} between n = {first['n']} and {last['n']}"
+    holds, fails = (f"{what}, without a mask, grows {how} than n^1.5" for how in ("faster", "no faster"))
+    return finding(holds, fails, float(ends[0]), float(ends[1]), 1.5, number=number)
 
 
 study = Study(
