@@ -255,9 +255,11 @@ def share_claim(
     model: pd.DataFrame, part: pd.DataFrame, sentence: str, *, expected: Any = "confirmed", source: str = ""
 ) -> Claim:
     """On most heads a method beats uniform attention; heads whose interval straddles it count for neither."""
-    surely, possibly = (float(np.mean(better)) for better in closer_than_uniform(model, part))
-    number = f"{100 * surely:.0f} % of {len(part)} heads surely, {100 * possibly:.0f} % at most"
-    return Claim.decide(sentence, surely, possibly, 0.5, ">", number=number, expected=expected, source=source)
+    surely, possibly = (int(np.sum(better)) for better in closer_than_uniform(model, part))
+    number = f"surely on {surely} of {len(part)} heads, possibly on {possibly}"
+    return Claim.decide(
+        sentence, surely / len(part), possibly / len(part), 0.5, ">", number=number, expected=expected, source=source
+    )
 
 
 def accuracy_claim(positive: pd.DataFrame, m: float) -> Claim:
@@ -277,7 +279,7 @@ study = Study(
     "attention, between doing nothing and the best possible, and at what cost?",
     setup=(
         "The embedded language model reads held-out text; every head gives queries, keys (after rotation) and values "
-        "of a causal attention problem. The second input are Gaussian heads, without a mask, whose logits grow with "
+        "of a causal attention problem. The second inputs are Gaussian heads, without a mask, whose logits grow with "
         "the scale. The reference is exact attention in float64; errors are relative, of the matrix P and of the "
         "output P v. Random methods are drawn several times. Costs are formulas, for one head, in operations (a "
         "multiply-add is two)."

@@ -250,7 +250,9 @@ def claims(records: pd.DataFrame) -> list[Claim]:
     svd = loss[(loss["method"] == "truncated_svd") & loss["tie"].astype(bool)]
     inner = svd[svd["rank"] < svd["rank"].max()]
     gap = float(np.max(np.abs(inner["relative_frobenius"] / inner["optimum"] - 1)))
-    attained = "The truncated SVD attains the Eckart–Young optimum in the Frobenius norm at every rank, to rounding"
+    attained = (
+        "The truncated SVD attains the Eckart–Young optimum in the Frobenius norm at every rank below full, to rounding"
+    )
     number, source = f"largest relative gap {gap:.1e}", "Eckart and Young 1936"
     return [
         Claim.decide(attained, gap, gap, 1e-10, "<", number=number, source=source),
@@ -265,7 +267,7 @@ def learned(loss: pd.DataFrame) -> Claim:
     whole, entropy = loss[loss["method"] == "none"].iloc[0], embedded.training_record()["validation_unigram_entropy"]
     sentence = f"The model has learned: its loss is 2 nats per token below the unigram entropy of {entropy:.2f} nats"
     low, high = (float(entropy - whole[f"loss_{end}"]) for end in ("upper", "lower"))
-    return Claim.decide(sentence, low, high, 2.0, ">=")
+    return Claim.decide(sentence, low, high, 2.0, ">=", number=f"{low:.2f} to {high:.2f} nats below")
 
 
 def half_rank(svd: pd.DataFrame) -> Claim:

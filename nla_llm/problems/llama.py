@@ -253,7 +253,7 @@ class LlamaModel:
             import tokenizers  # noqa: PLC0415 - optional
         except ImportError as error:
             raise ImportError(
-                'a text needs the package tokenizers: pip install "nla-llm[hf]"; token ids work without'
+                "a text needs the package tokenizers: pip install tokenizers; token ids work without it"
             ) from error
         return np.asarray(tokenizers.Tokenizer.from_file(str(path)).encode(text).ids, dtype=np.int64)
 

@@ -47,7 +47,7 @@ def draw_curves(ax: Axes, data: pd.DataFrame, x: str, *, top: float = math.inf) 
     span, above = data[x].dropna(), []
     for method, directions, label, curve in curves(data):
         if curve["median"].min() > top:
-            above.append(f"{label}: {curve['median'].min():.2g} to {curve['median'].max():.2g}")
+            above.append(f"{label}: {curve['median'].min():.3g} to {curve['median'].max():.3g}")
             continue
         known = curve[x].notna().all()
         xs = curve[x] if known else [span.min(), span.max()]
@@ -58,7 +58,8 @@ def draw_curves(ax: Axes, data: pd.DataFrame, x: str, *, top: float = math.inf) 
         ax.set_ylim(top=top)
     if above:
         bottom, _ = ax.get_ylim()
-        ax.set_ylim(bottom=bottom * (bottom / top) ** (0.05 * (len(above) + 1)))  # room for the lines below the curves
+        share = 0.08 * (len(above) + 1)  # of the height, for the lines below the curves
+        ax.set_ylim(bottom=bottom * (bottom / top) ** (share / (1 - share)))
         ax.text(
             0.02, 0.03, "\n".join(["beyond this panel:", *above]), transform=ax.transAxes, va="bottom", fontsize=7.5
         )
