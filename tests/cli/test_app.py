@@ -98,10 +98,10 @@ def test_a_report_of_nothing_is_refused_and_the_old_one_left(nla, tmp_path):
 
 def test_a_missing_package_is_told_in_a_sentence(nla, monkeypatch):
     def missing():
-        raise ImportError('a text needs the package tokenizers: pip install "nla-llm[hf]"')
+        raise ImportError("a text needs the package tokenizers: pip install tokenizers")
 
     monkeypatch.setattr("nla_llm.study.collect", missing)
-    assert nla("info").sentence == 'a text needs the package tokenizers: pip install "nla-llm[hf]"'
+    assert nla("info").sentence == "a text needs the package tokenizers: pip install tokenizers"
 
 
 def test_ctrl_c_tells_what_was_kept(nla, monkeypatch):
