@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[Any]
 
-__all__ = ["chunked_product"]
+__all__ = ["chunked_product", "chunked_row_sums"]
 
 _GROUP_ENTRIES = 1 << 18  # of the largest array of a group of chunks: a MiB in float32, a core's second-level cache
 
