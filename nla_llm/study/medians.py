@@ -25,9 +25,9 @@ def median_interval(count: int) -> tuple[int, int]:
     >>> median_interval(36), median_interval(3)
     ((11, 24), (0, 2))
     """
-    from scipy.stats import binom  # noqa: PLC0415 - only where figures are drawn
-
-    low = max(int(binom.ppf(0.025, count, 0.5)) - 1, 0)
+    low = 0
+    while binomial_tail(low + 1, count) < 0.05:
+        low += 1
     return low, count - 1 - low
 
 
