@@ -34,6 +34,8 @@ ROWS = (
     # kernels
     Row("elu_features"),
     Row("relu_features"),
+    # deterministic features
+    # fitted features
     # random features
     Row("positive_features", {"m": 16}),
     Row("positive_features", {"m": 16, "orthogonal": True}),
@@ -42,6 +44,17 @@ ROWS = (
     Row("hyperbolic_features", {"m": 16, "orthogonal": True}),
     Row("trigonometric_features", {"m": 16}),
     Row("trigonometric_features", {"m": 16, "orthogonal": True}),
+    # exponential features
+    # series features
+    # sketches
+    # randomised
+    # sampled keys
+    # landmarks
+    # columns
+    # clustered
+    # projections
+    # sparse
+    # hierarchical
     # updates
     Row("truncated_svd", {"rank": 4}),
     Row("zero_update"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, ismodule, signature
@@ -11,7 +11,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy as np
 
@@ -32,7 +32,20 @@ __all__ = [
 FAMILIES = (
     "nla_llm.methods.attention.yardsticks",
     "nla_llm.methods.attention.kernel",
+    "nla_llm.methods.attention.deterministic_features",
+    "nla_llm.methods.attention.fitted_features",
     "nla_llm.methods.attention.random_features",
+    "nla_llm.methods.attention.exponential_features",
+    "nla_llm.methods.attention.series_features",
+    "nla_llm.methods.attention.sketches",
+    "nla_llm.methods.attention.randomised",
+    "nla_llm.methods.attention.sampled_keys",
+    "nla_llm.methods.attention.landmarks",
+    "nla_llm.methods.attention.columns",
+    "nla_llm.methods.attention.clustered",
+    "nla_llm.methods.attention.projections",
+    "nla_llm.methods.attention.sparse",
+    "nla_llm.methods.attention.hierarchical",
     "nla_llm.methods.update.truncation",
 )
 
@@ -92,6 +105,10 @@ class Properties:
         May refuse some data with a FloatingPointError (a row whose kernel sums to zero).
     supports
         Which of "causal", "window", "key_mask", "bias" it has a form for.
+    refusals
+        For structures without a form, why there is none: part of the sentence with which they are refused.
+    exceptions
+        Names of conformance checks that the method is known to fail, each with the reason.
     """
 
     problem: str = "attention"
@@ -108,6 +125,8 @@ class Properties:
     yardstick: bool = False
     partial: bool = False
     supports: frozenset[str] = frozenset()
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    exceptions: Mapping[str, str] = field(default_factory=dict)
 
 
 def register(name: str) -> Callable[[T], T]:
@@ -217,7 +236,11 @@ def require(m: Any, problem: Any) -> None:
     missing = sorted(problem.structure - properties.supports)
     if missing:
         have = ", ".join(sorted(properties.supports)) or "none of them"
-        raise Unsupported(f"{name} has no form with {' and '.join(missing)}; of these structures it supports {have}")
+        why = "".join(f" ({structure}: {properties.refusals[structure]})" for structure in missing
+                      if structure in properties.refusals)  # fmt: skip
+        raise Unsupported(
+            f"{name} has no form with {' and '.join(missing)}{why}; of these structures it supports {have}"
+        )
 
 
 def whole_number(name: str, value: Any, *, at_least: int = 1) -> None:

@@ -44,8 +44,8 @@ def check_method(
     rng
         Seed of the data and of the calls, a whole number.
     expected_failures
-        Names of checks that are known to fail, each with the reason. One that matches no check, or whose check passes,
-        gives a warning.
+        Names of checks that are known to fail, each with the reason, beside those that the method itself declares in
+        ``properties.exceptions``. One that matches no check, or whose check passes, gives a warning.
     raise_on_failure
         False returns the report whatever it says.
 
@@ -71,7 +71,7 @@ def check_method(
     _validate(method)
     subject = Subject(method, _seed(rng), _problems(problems))
     table = ATTENTION if subject.properties.problem == "attention" else UPDATE
-    expected = dict(expected_failures or {})
+    expected = {**subject.properties.exceptions, **(expected_failures or {})}
     _warn_of_unknown(expected, table)
     first = _run(OPERATOR, subject, expected)
     if first.status == "failed":

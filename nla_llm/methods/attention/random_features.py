@@ -12,7 +12,8 @@ from math import log, sqrt
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, from_numpy, generator, namespace
+from nla_llm.backend import Array, generator, namespace
+from nla_llm.methods.attention.directions import ENSEMBLES, Directions, check_ensemble, draw_directions
 from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, Unsupported, register, require, whole_number
 
@@ -23,22 +24,7 @@ if TYPE_CHECKING:
     from nla_llm.problems import AttentionProblem
     from nla_llm.theory import Theory
 
-__all__ = ["HyperbolicFeatures", "PositiveFeatures", "RandomFeatures", "TrigonometricFeatures", "draw_directions"]
-
-ENSEMBLES = ("iid", "orthogonal")
-
-
-def draw_directions(ensemble: str, m: int, d: int, rng: np.random.Generator, *, like: Array) -> Array:
-    """Directions ω, an array (m, d) in the library of ``like`` with E ω ωᵀ = I.
-
-    'iid' draws N(0, I); 'orthogonal' draws Haar-orthogonal blocks of d rows with independent χ_d norms, so that every
-    row is N(0, I) by itself (Choromanski et al. 2021, arXiv 2009.14794, section 2.4).
-    """
-    if ensemble == "iid":
-        return from_numpy(rng.standard_normal((m, d)), like=like)
-    from nla_llm.linalg import orthogonal_directions  # noqa: PLC0415 - floor 1, loaded only where it is used
-
-    return orthogonal_directions(m, d, rng, like=like)
+__all__ = ["HyperbolicFeatures", "PositiveFeatures", "RandomFeatures", "TrigonometricFeatures"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +54,14 @@ class RandomFeatures(ABC):
         whole_number("m", self.m)
         if orthogonal:
             object.__setattr__(self, "directions", "orthogonal")
-        if self.directions not in ENSEMBLES:
-            raise ValueError(f"directions must be one of {', '.join(ENSEMBLES)}, got {self.directions!r}")
-        if self.recentre:  # then the promises of this object differ from those of its class
-            promised = type(self).properties
-            new = replace(promised, shift_invariant=True, supports=promised.supports - {"causal"})
-            object.__setattr__(self, "properties", new)
+        check_ensemble(self.directions)
+        promised = type(self).properties  # from which those of this object may differ
+        if self.recentre:
+            promised = replace(promised, shift_invariant=True, supports=promised.supports - {"causal"})
+        if not ENSEMBLES[self.directions].gaussian:
+            promised = replace(promised, unbiased=False)
+        if promised is not type(self).properties:
+            object.__setattr__(self, "properties", promised)
 
     features_per_direction: ClassVar[int] = 1
     chunk: ClassVar[int] = CHUNK
@@ -89,16 +77,19 @@ class RandomFeatures(ABC):
         """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); the same directions serve all heads."""
         require(self, problem)
         x, y = self._scaled(problem)
-        xp = namespace(x)
-        drawn = draw_directions(self.directions, self.m, problem.d, generator(rng), like=x)
-        omega = xp.matrix_transpose(xp.astype(drawn, x.dtype))
+        omega = draw_directions(self.directions, self.m, problem.d, generator(rng), like=x)
+        queries, keys = self.feature_pair(x, y, omega)
         return kernel_attention(
             problem,
-            self.features(x, x @ omega),
-            self.features(y, y @ omega),
+            queries,
+            keys,
             log_factor=-log(self.m * self.features_per_direction),
             nonnegative=self.properties.nonnegative,
         )
+
+    def feature_pair(self, x: Array, y: Array, omega: Directions) -> tuple[Features, Features]:
+        """Features of queries and of keys; a function whose parameters come from the data overrides this."""
+        return self.features(x, omega.project(x)), self.features(y, omega.project(y))
 
     def theory(self, problem: AttentionProblem) -> Theory:
         """Mean and variance of the entries of Â before the division by row sums, in closed form."""
@@ -111,21 +102,22 @@ class RandomFeatures(ABC):
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Directions, scaled inputs, their projections and norms, the features; then a kernel of m or 2m features."""
         n_q, n_k, d, _ = costs.symbols_of(problem)
-        norm = costs.Operations(mul=d + 1) + costs.formulas.sum_of(d)
-        token = costs.Operations(mul=d) + costs.formulas.matmul(1, d, costs.m) + norm
-        inputs = (n_q + n_k) * token + self._recentre_cost(problem)
-        return costs.Cost(prepare=self._directions_cost() + inputs) + self._kernel_cost(problem)
+        ensemble, tokens = ENSEMBLES[self.directions], n_q + n_k
+        drawn = ensemble.draw_cost(costs.m, d) + ensemble.project_cost(tokens, costs.m, d)
+        inputs = costs.Operations(mul=tokens * d) + self._recentre_cost(problem)
+        return costs.Cost(prepare=drawn + inputs + self._norms_cost(problem)) + self._kernel_cost(problem)
+
+    @staticmethod
+    def _norms_cost(problem: AttentionProblem) -> costs.Operations:
+        """½|x|² of every token."""
+        n_q, n_k, d, _ = costs.symbols_of(problem)
+        norms: costs.Operations = (n_q + n_k) * (costs.Operations(mul=d + 1) + costs.formulas.sum_of(d))
+        return norms
 
     @staticmethod
     @abstractmethod
     def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
         """Cost of ``features`` from projections and norms, and of the kernel attention that follows."""
-
-    def _directions_cost(self) -> costs.Operations:
-        """Cost of :func:`draw_directions`."""
-        if self.directions == "iid":
-            return costs.Operations(draw=costs.m * costs.d)
-        return costs.formulas.orthogonal_directions(costs.m, costs.d)
 
     def _recentre_cost(self, problem: AttentionProblem) -> costs.Operations:
         """Two means and two subtractions from the keys."""

@@ -1,0 +1,1 @@
+"""Clustered attention: queries share the attention of the centre of their cluster."""

@@ -1,0 +1,1 @@
+"""Deterministic feature maps: cosine reweighting, Taylor and polynomial features."""

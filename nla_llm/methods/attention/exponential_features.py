@@ -1,0 +1,1 @@
+"""Random features with parameters from the data: generalised exponential features and their relatives."""

@@ -1,0 +1,1 @@
+"""Feature maps fitted on calibration tokens to the exact attention."""

@@ -1,0 +1,1 @@
+"""Hierarchical attention: near field exact, far field compressed."""

@@ -1,0 +1,1 @@
+"""Projections along the sequence: Gaussian, and onto the optimal subspace."""

@@ -1,0 +1,1 @@
+"""Attention on a sample of the keys, with the weights that make it an estimate of the whole."""

@@ -1,0 +1,1 @@
+"""Random features from the power series of the exponential: random Maclaurin and Poisson features."""

@@ -1,0 +1,1 @@
+"""Sketches of polynomial kernels: product sketches, TensorSketch, PolySketch."""

@@ -1,0 +1,1 @@
+"""Sparse attention: windows, global tokens, blocks, largest entries, hashed buckets; sparse plus low rank."""
