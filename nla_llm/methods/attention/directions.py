@@ -101,9 +101,13 @@ def _draw_orthogonal(m: int, d: int, rng: np.random.Generator, like: Array) -> D
     return _matrix(orthogonal_directions(m, d, rng, like=like), like)
 
 
+def _orthogonal_cost(m: Expr, d: Expr) -> costs.Operations:
+    return costs.formulas.orthogonal_directions(m, d)  # looked up when called: SymPy loads with the first formula
+
+
 ENSEMBLES: dict[str, Ensemble] = {
     # N(0, I)
     "iid": Ensemble(_draw_iid, _iid_cost, _dense_products),
     # Haar-orthogonal blocks of d rows with independent χ_d norms (Choromanski et al. 2021, arXiv 2009.14794, §2.4)
-    "orthogonal": Ensemble(_draw_orthogonal, costs.formulas.orthogonal_directions, _dense_products),
+    "orthogonal": Ensemble(_draw_orthogonal, _orthogonal_cost, _dense_products),
 }
