@@ -296,5 +296,5 @@ study = Study(
         "C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",
         "Y. Saad, The linear algebra of Large Language Models, survey talk, CIRM, 2024.",
     ),
-    headline=True,
+    headline="default",
 )

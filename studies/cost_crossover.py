@@ -302,6 +302,6 @@ study = Study(
         "K. Choromanski et al., Rethinking attention with Performers, 2021, arXiv 2009.14794.",
         "G. Golub and C. Van Loan, Matrix Computations, fourth edition, 2013.",
     ),
-    headline=True,
+    headline="default",
     exclusive=True,
 )

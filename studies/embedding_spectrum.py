@@ -313,5 +313,5 @@ study = Study(
         "of Mathematics 11, 1960.",
         "Y. Saad, The linear algebra of Large Language Models, survey talk, CIRM, 2024.",
     ),
-    headline=True,
+    headline="default",
 )

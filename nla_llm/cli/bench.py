@@ -23,7 +23,8 @@ StoreFile = Annotated[
     Path, typer.Option("--store", metavar="FILE", show_default=False, help="Of results (results/nla_llm.sqlite).")
 ]
 Scale = Annotated[
-    Literal["small", "default", "full"], typer.Option("--scale", metavar="SCALE", help="small, default or full.")
+    Literal["small", "default", "full"] | None,
+    typer.Option("--scale", metavar="SCALE", help="small, default or full; headline studies have scales of their own."),
 ]
 Everything = Annotated[bool, typer.Option("--all", help="Not only the headline studies.")]
 
@@ -44,25 +45,29 @@ def list_() -> None:
     from nla_llm.study import catalogue  # noqa: PLC0415
 
     look: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False, "padding": (0, 1, 0, 0)}
-    table = Table(Column("method", no_wrap=True), "options", "target", "also with", "theory", title="methods", **look)
+    names = Column("method", no_wrap=True)
+    options = Column("options", min_width=14)
+    table = Table(names, options, "target", "causal", "masks", Column("theory", no_wrap=True), title="methods", **look)
     for name in methods():
         cls = registered(name)
         p = properties_of(cls)
-        options = ", ".join(f.name for f in fields(cls)) if is_dataclass(cls) else ""
+        chosen = ", ".join(f.name for f in fields(cls) if not f.name.startswith("_")) if is_dataclass(cls) else ""
         target = f"{p.target} (yardstick)" if p.yardstick else p.target
+        masks = ", ".join(s for s in ("key_mask", "window", "bias") if s in p.supports).replace("_", " ")
         theory = "yes" if hasattr(cls, "theory") else ""
-        table.add_row(name, options, target, ", ".join(sorted(p.supports)).replace("_", " "), theory)
+        table.add_row(name, chosen, target, "yes" if "causal" in p.supports else "", masks, theory)
     studies = Table(Column("study", no_wrap=True), "question", "headline", title="studies", **look)
     headline = catalogue.headline()
     for name in catalogue.names():
-        studies.add_row(name, catalogue.load(name).question, "yes" if name in headline else "")
+        study = catalogue.load(name)
+        studies.add_row(name, study.question, study.headline if name in headline else "")
     say(table, "", studies)
 
 
 def run(  # noqa: PLR0917 - options, given by name
     studies: Studies = None,
     everything: Everything = False,
-    scale: Scale = "default",
+    scale: Scale = None,
     reports: Reports = REPORTS,
     store: StoreFile = STORE,
     jobs: Jobs = None,
@@ -106,7 +111,7 @@ def run(  # noqa: PLR0917 - options, given by name
 def report(
     studies: Studies = None,
     everything: Everything = False,
-    scale: Scale = "default",
+    scale: Scale = None,
     reports: Reports = REPORTS,
     store: StoreFile = STORE,
 ) -> None:
@@ -119,13 +124,16 @@ def report(
 
     chosen = studies or (catalogue.names() if everything else catalogue.headline())
     with Store(store, create=False) as kept:
-        summaries = [summarise(catalogue.load(name), kept, scale=scale) for name in chosen]
+        named = bool(studies) or everything
+        loaded = [catalogue.load(name) for name in chosen]
+        scales = [scale or ("" if named else study.headline) or "default" for study in loaded]
+        summaries = [summarise(study, kept, scale=own) for study, own in zip(loaded, scales, strict=True)]
     full = [summary for summary in summaries if summary.counts]
     empty = [summary.study.name for summary in summaries if not summary.counts]
     if not full:  # a report of nothing would take the place of a good one
         raise ValueError(
-            f"the store '{store}' has no results of {', '.join(empty)} at --scale {scale} from the code as it is now; "
-            f"compute them with: nla-llm run {' '.join(map(str, chosen))} --scale {scale}"
+            f"the store '{store}' has no results of {', '.join(empty)} at --scale {scale or scales[0]} from the code "
+            f"as it is now; compute them with: nla-llm run {' '.join(map(str, chosen))} --scale {scale or scales[0]}"
         )
     show_studies(summaries)
     say(*(f"wrote {path}" for path in write_reports(full, reports)))

@@ -1,5 +1,6 @@
 from . import formulas as formulas
 from . import symbols as symbols
+from .affordable import affordable as affordable
 from .cost import Cost as Cost
 from .cost import Operations as Operations
 from .counting import UncountedWorkError as UncountedWorkError

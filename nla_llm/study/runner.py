@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nla_llm.backend import thread_count
 
 from . import catalogue
-from .cells import key
+from .cells import key, seed
 from .execution import Task
 from .progress import progress as show_progress
 from .provenance import collect
@@ -57,7 +57,7 @@ class _Plan:
 def run(
     studies: str | Path | Study | Iterable[str | Path | Study] | None = None,
     *,
-    scale: str = "default",
+    scale: str | None = None,
     store: str | Path | Store = DEFAULT_PATH,
     jobs: int | None = None,
     threads: int | None = None,
@@ -77,8 +77,8 @@ def run(
     ----------
     studies : str, Path, Study or iterable of these, optional
         Names, files ending in .py, or studies; the headline studies by default.
-    scale : {"default", "small", "full"}
-        Which grid.
+    scale : {"default", "small", "full"}, optional
+        Which grid; by default "default" for studies that are named, and the scale that each headline study declares.
     store : str, Path or Store
         Where results are kept.
     jobs : int, optional
@@ -114,12 +114,20 @@ def run(
     started = time.monotonic()
     _check(jobs=jobs, threads=threads, timeout=timeout, executor=executor, dask=dask)
     chosen = _load(studies)
-    grids = [(study, study.grid(scale)) for study in chosen]
+    scales = [scale or (study.headline if studies is None else "") or "default" for study in chosen]
+    grids = [(study, study.grid(own)) for study, own in zip(chosen, scales, strict=True)]
     cores = thread_count()
     jobs = cores if jobs is None else jobs
     threads = max(1, cores // max(1, jobs)) if threads is None else threads
     how = "dask" if dask else type(executor).__name__ if executor else "processes" if jobs else "this process"
-    settings = {"scale": scale, "executor": how, "jobs": jobs, "threads": threads, "timeout": timeout, "resume": resume}
+    settings = {
+        "scale": ", ".join(dict.fromkeys(scales)),
+        "executor": how,
+        "jobs": jobs,
+        "threads": threads,
+        "timeout": timeout,
+        "resume": resume,
+    }
     facts: dict[str, Any] = collect(arguments) | {"studies": [study.name for study in chosen], "run": settings}
     with _opened(store) as kept, _executor(executor, dask) as pool:
         plans = [_plan(study, cells, kept, timeout=timeout, resume=resume) for study, cells in grids]
@@ -136,7 +144,8 @@ def run(
         finally:
             facts |= {"wall_seconds": round(time.monotonic() - started, 3), "interrupted": outcome.interrupted}
             kept.finish(number, facts)
-        summary = Summary(tuple(_summary(plan, kept, scale, outcome) for plan in plans), facts, kept.path, number)
+        judged = (_summary(plan, kept, own, outcome) for plan, own in zip(plans, scales, strict=True))
+        summary = Summary(tuple(judged), facts, kept.path, number)
     if outcome.interrupted:
         raise Interrupted(summary)
     return summary
@@ -175,8 +184,13 @@ def _plan(
 def _results(
     plans: Sequence[_Plan], pool: Executor | None, *, jobs: int, threads: int, cores: int
 ) -> Generator[Result]:
-    """Results of all tasks as they come: first those that may share the machine, then those that must not."""
+    """Results of all tasks as they come: first those that may share the machine, then those that must not.
+
+    Those that share it start in the order of the hash of their cells: whatever has been done is then a fair sample of
+    what is left, so that the progress bar does not promise an end that the slow cells, all of them last, put off.
+    """
     shared = [task for plan in plans if not plan.study.exclusive for task in plan.tasks]
+    shared.sort(key=lambda task: seed(task.cell))
     alone = [task for plan in plans if plan.study.exclusive for task in plan.tasks]
     if pool is not None:
         yield from through_executor(shared, pool)

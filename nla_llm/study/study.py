@@ -48,8 +48,8 @@ class Study:
         compute (see ``nla_llm.study.versions``).
     references : sequence of str
         Works cited in the report.
-    headline : bool
-        Whether ``nla-llm run`` without arguments runs it.
+    headline : {"", "default", "small", "full"}
+        The scale at which ``nla-llm run`` without arguments runs it; "" for a study that has to be named.
     exclusive : bool
         Whether the cells measure time, and so run one at a time after all others, with every core to themselves.
     source : str
@@ -58,7 +58,7 @@ class Study:
     Raises
     ------
     ValueError
-        If the name cannot be a file name.
+        If the name cannot be a file name, or ``headline`` is no scale.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class Study:
     claims: Callable[[DataFrame], Sequence[Claim]] = _nothing
     code_version: Callable[[Cell], str] | None = None
     references: Sequence[str] = ()
-    headline: bool = False
+    headline: Scale | Literal[""] = ""
     exclusive: bool = False
     source: str = ""
 
@@ -89,6 +89,8 @@ class Study:
             raise ValueError(
                 f"the name of a study becomes a file name: letters, digits, - and _ only, got {self.name!r}"
             )
+        if self.headline and self.headline not in get_args(Scale):
+            raise ValueError(f"headline must be '' or one of {get_args(Scale)}, got {self.headline!r}")
 
     def grid(self, scale: str = "default") -> list[dict[str, Scalar]]:
         """Full cells of a scale, each once, in the order in which the study lists them.

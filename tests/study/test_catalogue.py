@@ -8,7 +8,7 @@ FILE = """
 from nla_llm.study import Study
 {extra}
 measure = lambda cell, seed: {{"x": {value}}}
-study = Study("{name}", "t", "q", "s", lambda scale: [{{"n": 1}}], measure, headline={headline})
+study = Study("{name}", "t", "q", "s", lambda scale: [{{"n": 1}}], measure, headline={headline!r})
 """
 
 
@@ -16,7 +16,7 @@ study = Study("{name}", "t", "q", "s", lambda scale: [{{"n": 1}}], measure, head
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "folder", lambda: tmp_path)
 
-    def write(name, *, value="1", headline=False, extra="", inside=None):
+    def write(name, *, value="1", headline="", extra="", inside=None):
         (tmp_path / f"{name}.py").write_text(
             FILE.format(name=inside or name, value=value, headline=headline, extra=extra)
         )
@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_only_python_files_directly_in_the_folder_count(folder, tmp_path):
     folder("beta")
-    folder("alpha", headline=True)
+    folder("alpha", headline="small")
     folder("_helpers")
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "gamma.py").write_text("")

@@ -81,7 +81,8 @@ def test_finished_cells_are_not_run_again_and_failed_ones_are(store_path):
     study = make(measure=measure)
     assert run(study, store=store_path, jobs=0, progress=False).exit_code == 1
     second = run(study, store=store_path, jobs=0, progress=False)
-    assert ran == [0, 1, 2, 3, 2]
+    assert sorted(ran[:4]) == [0, 1, 2, 3]  # in the order of the hash of their cells
+    assert ran[4:] == [2]
     assert (second.exit_code, second.computed, second.studies[0].counts) == (0, 1, {"ok": 4})
     assert run(study, store=store_path, jobs=0, progress=False, resume=False).computed == 4
     assert len(ran) == 9
@@ -140,8 +141,11 @@ def test_ctrl_c_at_a_terminal_ends_workers_quietly(start, store_path, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished(store_path):
+    ran = []
+
     def measure(cell, seed):
-        if cell["n"] == 2:
+        ran.append(cell["n"])
+        if len(ran) == 3:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
         return {"x": 1}
@@ -151,7 +155,7 @@ def test_ctrl_c_keeps_what_is_finished(store_path):
     assert isinstance(caught.value, KeyboardInterrupt)
     assert caught.value.exit_code == 130
     assert caught.value.summary.provenance["interrupted"]
-    assert [result.cell["n"] for result in contents(store_path)] == [0, 1]
+    assert [result.cell["n"] for result in contents(store_path)] == sorted(ran[:2])
 
 
 def test_any_executor_will_do(toy, store_path, tmp_path):
