@@ -77,18 +77,31 @@ class RandomFeatures(ABC):
         """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); the same directions serve all heads."""
         require(self, problem)
         x, y = self._scaled(problem)
-        omega = draw_directions(self.directions, self.m, problem.d, generator(rng), like=x)
-        queries, keys = self.feature_pair(x, y, omega)
+        source = generator(rng)
+        omega = draw_directions(self.directions, self.m, problem.d, source, like=x)
+        queries, keys = self.feature_pair(x, y, omega, mask=problem.key_mask, rng=source)
         return kernel_attention(
             problem,
             queries,
             keys,
-            log_factor=-log(self.m * self.features_per_direction),
+            log_factor=self.log_factor,
             nonnegative=self.properties.nonnegative,
         )
 
-    def feature_pair(self, x: Array, y: Array, omega: Directions) -> tuple[Features, Features]:
-        """Features of queries and of keys; a function whose parameters come from the data overrides this."""
+    @property
+    def log_factor(self) -> float:
+        """Logarithm of the factor of the sum over all features, which makes it a mean over directions."""
+        return -log(self.m * self.features_per_direction)
+
+    def feature_pair(
+        self, x: Array, y: Array, omega: Directions, *, mask: Array | None = None, rng: np.random.Generator | None = None
+    ) -> tuple[Features, Features]:
+        """Features of queries and of keys.
+
+        A function whose parameters come from the data overrides this and looks at the keys that ``mask`` shows; one
+        that draws more than directions draws it from ``rng``.
+        """
+        del mask, rng
         return self.features(x, omega.project(x)), self.features(y, omega.project(y))
 
     def theory(self, problem: AttentionProblem) -> Theory:
