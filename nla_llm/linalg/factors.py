@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from nla_llm.backend import Array, namespace
 from nla_llm.linalg.basis import widen
-from nla_llm.operators import LowRank, Operator, RowNormalised, Scaled, Transpose
+from nla_llm.operators import LowRank, Operator, RowNormalised, Scaled, Skeleton, Transpose
 
 __all__ = ["SVD", "factored_svd", "low_rank_factors"]
 
@@ -40,6 +40,8 @@ def _factors(op: Operator) -> tuple[Array, Array] | None:
     match op:
         case LowRank():
             return op.left, op.right
+        case Skeleton():
+            return op.left.dense() @ op.core, op.xp.matrix_transpose(op.right.dense())
         case Transpose():
             inner = _factors(op.op)
             return None if inner is None else (inner[1], inner[0])

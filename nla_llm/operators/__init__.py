@@ -2,17 +2,20 @@
 
 from nla_llm.operators.base import Dense, Operator, Product, Scaled, Sum, Transpose
 from nla_llm.operators.lowrank import CausalLowRank, LowRank, RowNormalised, Selection, ZeroRowSumError
+from nla_llm.operators.skeleton import Diagonal, Skeleton
 from nla_llm.operators.softmax import SoftmaxAttention
 
 __all__ = [
     "CausalLowRank",
     "Dense",
+    "Diagonal",
     "LowRank",
     "Operator",
     "Product",
     "RowNormalised",
     "Scaled",
     "Selection",
+    "Skeleton",
     "SoftmaxAttention",
     "Sum",
     "Transpose",

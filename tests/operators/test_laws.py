@@ -6,12 +6,14 @@ import pytest
 from nla_llm.operators import (
     CausalLowRank,
     Dense,
+    Diagonal,
     LowRank,
     Operator,
     Product,
     RowNormalised,
     Scaled,
     Selection,
+    Skeleton,
     SoftmaxAttention,
     Sum,
     Transpose,
@@ -63,6 +65,10 @@ TABLE = {
     "scaled": lambda batch: Scaled(-2.5, Dense(draw(0, *batch, N_Q, N_K))),
     "scaled by batch": lambda batch: Scaled(draw(7, *batch), LowRank(draw(0, N_Q, D), draw(1, N_K, D))),
     "selection": lambda batch: Selection(np.broadcast_to(np.array([3, 1, 16]), (*batch, 3)), N_K, like=np.zeros(1)),
+    "skeleton": lambda batch: Skeleton(
+        softmax(N_Q, 4)(batch), draw(6, *batch, 4, 3), LowRank(draw(0, 3, D), draw(1, N_K, D)), intersection=draw(8, 3, 4)
+    ),
+    "diagonal": lambda batch: Diagonal(draw(0, *batch, N_Q)),
     "sum": lambda batch: Sum(softmax(N_Q, N_K)(batch), LowRank(draw(0, N_Q, D), draw(1, N_K, D))),
     "product": lambda batch: Product(softmax(N_Q, N_K)(batch), LowRank(draw(0, N_K, D), draw(1, N_Q, D))),
     "transpose": lambda batch: Transpose(softmax(N_Q, N_K)(batch)),
