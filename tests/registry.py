@@ -35,6 +35,11 @@ ROWS = (
     Row("elu_features"),
     Row("relu_features"),
     # deterministic features
+    Row("taylor_features", {"degree": 2}),
+    Row("taylor_features", {"degree": 3}),
+    Row("polynomial_features", {"degree": 2}),
+    Row("cosformer"),
+    Row("cosformer", {"length": 500}),
     # fitted features
     # random features
     Row("positive_features", {"m": 16}),

@@ -75,7 +75,10 @@ def _window(subject: Subject) -> Figure:
 
 
 def _padding(subject: Subject) -> Figure:
-    """Hidden keys must not matter; for a deterministic method the result must be that of the keys that remain."""
+    """Hidden keys must not matter; for a deterministic method the result must be that of the keys that remain.
+
+    Where positions matter, only the keys at the end can be removed without moving others.
+    """
     figures = []
     trailing, scattered = np.arange(TOKENS) < TOKENS - 14, np.arange(TOKENS) % 4 != 1
     structures: list[dict[str, Any]] = [{}, {"causal": True}] if "causal" in subject.properties.supports else [{}]
@@ -94,7 +97,8 @@ def _padding(subject: Subject) -> Figure:
                 before @ v, dense[:, keep] @ v[keep], what="output when hidden values change", times_eps=1e4 * JUNK
             ),
         ]
-        if subject.properties.deterministic and not structure:
+        in_place = keep is trailing or subject.properties.permutation_equivariant  # the rest keeps its positions
+        if subject.properties.deterministic and in_place and not structure:
             removed = AttentionProblem(problem.q, problem.k[keep])
             figures.append(compare(dense[:, keep], _matrix(subject, removed), what="hiding against removing keys"))
     return at_most(figures)
