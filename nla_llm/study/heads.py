@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Curve", "closer_than_uniform", "curve_label", "curves", "heads_table", "medians_by_norm"]
+__all__ = ["Curve", "closer_than", "closer_than_uniform", "curve_label", "curves", "heads_table", "medians_by_norm"]
 
 _HEAD = ["layer", "head"]
 
@@ -68,13 +68,25 @@ def closer_than_uniform(
     -------
     tuple of two arrays (heads,) of booleans, or None
     """
-    uniform = records.loc[records["method"] == "uniform", [*_HEAD, "relative_frobenius"]]
-    if uniform.empty:
+    return closer_than(records[records["method"] == "uniform"], group)
+
+
+def closer_than(rivals: pd.DataFrame, group: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """For each head of ``group``, whether it is surely and whether it is possibly closer to P than the rival.
+
+    Surely: the whole interval of its relative Frobenius error is below that of the rival on that head. Heads that the
+    rival lacks are left out.
+
+    Returns
+    -------
+    tuple of two arrays (heads,) of booleans, or None where there is no rival
+    """
+    if rivals.empty:
         return None
-    both = group[[*_HEAD, "relative_frobenius_lower", "relative_frobenius_upper"]].merge(uniform, on=_HEAD)
-    reference = both["relative_frobenius"].to_numpy()
-    surely, possibly = (both[f"relative_frobenius_{end}"].to_numpy() < reference for end in ("upper", "lower"))
-    return surely, possibly
+    ends = [f"relative_frobenius_{end}" for end in ("lower", "upper")]
+    both = group[[*_HEAD, *ends]].merge(rivals[[*_HEAD, *ends]], on=_HEAD, suffixes=("", "_rival"))
+    lower, upper, rival_lower, rival_upper = (both[c].to_numpy() for c in (*ends, *(f"{end}_rival" for end in ends)))
+    return upper < rival_lower, lower < rival_upper
 
 
 def heads_table(records: pd.DataFrame, more: Mapping[str, Callable[[pd.DataFrame], str]] | None = None) -> pd.DataFrame:

@@ -1,0 +1,111 @@
+"""Drawings of many methods at once: a map of their errors, and the front of cost and error."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nla_llm.study.fronts import pareto_front
+
+from . import style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_front", "draw_map"]
+
+_OCTAVES = 3.0  # ratios beyond 2³ either way take the last colour
+_GREYS = {"uniform", "random_keys", "optimal_rank"}
+
+
+def draw_map(figure: Figure, data: pd.DataFrame) -> None:
+    """A table of errors in colour: a row for each method, a column for each kind of input.
+
+    Columns ``label``, ``method``, ``kind``, ``median`` and ``charged``. The colour is the ratio to ``uniform`` of the
+    same kind, on a logarithmic scale; the rows are sorted by its mean, what has no number is left white.
+    """
+    values = data.pivot_table(index="label", columns="kind", values="median", sort=False)
+    values = values[list(dict.fromkeys(data["kind"]))]
+    uniform = data.loc[data["method"] == "uniform"].set_index("kind")["median"]
+    ratios = (values / uniform).map(np.log2)
+    order = ratios.clip(-_OCTAVES, _OCTAVES).mean(axis=1).sort_values().index
+    values, ratios = values.loc[order], ratios.loc[order]
+    oracle = set(data.loc[data["charged"] == "apply", "label"])
+    colours = ratios.to_numpy(dtype=float)
+    ax = figure.subplots()
+    ax.imshow(colours, cmap="RdBu_r", vmin=-_OCTAVES, vmax=_OCTAVES, aspect="auto")
+    for (i, j), error in np.ndenumerate(values.to_numpy()):
+        dark = abs(colours[i, j]) > 0.65 * _OCTAVES  # never so where it is NaN
+        ax.text(j, i, short(error), ha="center", va="center", fontsize=7, color="white" if dark else style.INK)
+    ax.set_xticks(range(values.shape[1]), [_two_lines(kind) for kind in values.columns], fontsize=7.5)
+    ax.set_yticks(range(values.shape[0]), [label + (" *" if label in oracle else "") for label in order], fontsize=7.5)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+
+
+def short(error: float) -> str:
+    """Two digits of an error, nothing where there is none.
+
+    Examples
+    --------
+    >>> [short(x) for x in (0.01234, 0.567, 3.21, 1234.5, float("nan"))]
+    ['.012', '.57', '3.2', '1e3', '']
+    """
+    if not math.isfinite(error):
+        return ""
+    if error >= 100:
+        return f"{error:.0e}".replace("e+0", "e").replace("e+", "e")
+    digits = f"{error:.2g}" if error >= 1e-3 else f"{error:.0e}".replace("e-0", "e-")
+    return digits.removeprefix("0") if error < 1 else digits
+
+
+def _two_lines(kind: str) -> str:
+    return kind.replace(", ", "\n").replace(" ", "\n", 1) if "\n" not in kind else kind
+
+
+def draw_front(figure: Figure, data: pd.DataFrame) -> None:
+    """Error against cost in each norm, the methods of the front named, yardsticks in grey.
+
+    Columns ``label``, ``method``, ``share``, ``median``, ``lower``, ``upper``, ``charged`` and ``norm``.
+    """
+    norms = list(dict.fromkeys(data["norm"]))
+    for ax, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
+        part = data[data["norm"] == norm]
+        _yardsticks(ax, part)
+        _methods(ax, part[~part["method"].isin(_GREYS) & part["charged"].eq("total")])
+        style.log_axes(ax)
+        ax.set_ylim(top=4 * float(part.loc[part["method"] == "uniform", "median"].iloc[0]))
+        style.label(ax, "cost, as a share of exact attention", f"relative {norm} error of P", f"{norm} norm")
+
+
+def _yardsticks(ax: Axes, part: pd.DataFrame) -> None:
+    for method in ("uniform", "random_keys", "optimal_rank"):
+        curve = part[part["method"] == method].sort_values("share")
+        if curve.empty:
+            continue
+        level = method == "uniform"  # it has one cost, and is there at every higher one
+        x = [part["share"].min(), part["share"].max()] if level else curve["share"]
+        y, low, high = (curve[c].iloc[0] if level else curve[c] for c in ("median", "lower", "upper"))
+        style.yardstick(ax, x, y, low, high, kind=method, marker="" if level else None)
+
+
+def _methods(ax: Axes, part: pd.DataFrame) -> None:
+    on_front = pareto_front(part["share"], part["median"])
+    rest, front = part[~on_front], part[on_front].sort_values("share")
+    ax.plot(rest["share"], rest["median"], "o", color="#B8C4CE", markersize=2.6, label="other methods", zorder=1.6)
+    ax.plot(front["share"], front["median"], "-", color=style.FAMILIES["kernel"], label="Pareto front")
+    bars = np.abs(np.stack([front["median"] - front["lower"], front["upper"] - front["median"]]))
+    ax.errorbar(
+        front["share"], front["median"], bars, fmt="o", color=style.FAMILIES["kernel"], markersize=4, elinewidth=0.8
+    )
+    for _, point in front.drop_duplicates("label", keep="first").iterrows():
+        ax.annotate(
+            point["label"], (point["share"], point["median"]), xytext=(-3, -3), textcoords="offset points",
+            ha="right", va="top", fontsize=6.5, zorder=3,
+        )  # fmt: skip

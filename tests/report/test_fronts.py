@@ -1,0 +1,44 @@
+"""The map and the front as drawings: what is written and drawn is what the table says."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nla_llm.report import fronts, style
+
+
+def table():
+    rows = [
+        ("uniform", "uniform", None, 0.01, 0.8),
+        ("good", "positive_features", 0.25, 0.25, 0.1),
+        ("bad", "elu_features", None, 0.1, 6.4),
+        ("middle", "relu_features", 0.25, 0.2, 0.7),
+    ]
+    frame = pd.DataFrame(rows, columns=["label", "method", "level", "share", "median"])
+    frame = frame.assign(lower=0.9 * frame["median"], upper=1.1 * frame["median"], charged="total", norm="Frobenius")
+    other = frame[frame["label"] != "bad"].assign(kind="flat heads", median=frame["median"] / 2)
+    return pd.concat([frame.assign(kind="clusters"), other])
+
+
+def draw(function, data):
+    with style.figure_style():
+        figure = Figure(figsize=(6, 3))
+        function(figure, data)
+    return figure
+
+
+def test_the_map_writes_every_error_and_sorts_by_the_ratio_to_uniform():
+    (ax,) = draw(fronts.draw_map, table()).axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["good", "middle", "uniform", "bad"]
+    colours = np.asarray(ax.images[0].get_array())
+    np.testing.assert_allclose(colours[:3, 0], np.log2([0.125, 0.875, 1.0]))
+    written = {tuple(map(round, text.get_position())): text.get_text() for text in ax.texts}
+    assert written[0, 0] == ".1"
+    assert written[0, 3] == "6.4"
+    assert written[1, 3] == ""  # no number there
+
+
+def test_the_front_names_the_methods_on_it():
+    (ax,) = draw(fronts.draw_front, table()[table()["kind"] == "clusters"]).axes
+    assert {text.get_text() for text in ax.texts} == {"middle", "good", "bad"}
+    assert ax.get_xscale() == ax.get_yscale() == "log"
