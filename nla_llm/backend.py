@@ -194,11 +194,12 @@ def parallel(function: Callable[[Any], Any], tasks: Iterable[Any], *, threads: i
         return list(pool.map(function, tasks))
 
 
-def by_heads(function: Callable[..., Array], *arrays: Array) -> Array:
+def by_heads(function: Callable[..., Any], *arrays: Array) -> Any:
     """``function(*arrays)``, on NumPy head by head from threads, for a function that treats heads independently.
 
-    The arrays are (heads, ..., rows, columns); one whose leading axis is 1 or absent goes whole to every head. Working
-    head by head also keeps temporaries in the cache, where whole arrays would fault fresh pages in at every step.
+    The arrays are (heads, ..., rows, columns); one whose leading axis is 1 or absent goes whole to every head. The
+    function returns an array or a tuple of arrays. Working head by head also keeps temporaries in the cache, where
+    whole arrays would fault fresh pages in at every step.
 
     Examples
     --------
@@ -212,13 +213,18 @@ def by_heads(function: Callable[..., Array], *arrays: Array) -> Array:
         return function(*arrays)
     lock = threading.Lock()
     out: list[NDArray[Any]] = []
+    several = False
 
     def head(i: int) -> None:
-        part = function(*(a[i : i + 1] if a.ndim == axes and a.shape[0] > 1 else a for a in arrays))
+        nonlocal several
+        result = function(*(a[i : i + 1] if a.ndim == axes and a.shape[0] > 1 else a for a in arrays))
+        parts = result if isinstance(result, tuple) else (result,)
         with lock:
             if not out:
-                out.append(np.empty((heads, *part.shape[1:]), part.dtype))
-        out[0][i] = part[0]
+                several = isinstance(result, tuple)
+                out.extend(np.empty((heads, *part.shape[1:]), part.dtype) for part in parts)
+        for whole, part in zip(out, parts, strict=True):
+            whole[i] = part[0]
 
     parallel(head, range(heads))
-    return out[0]
+    return tuple(out) if several else out[0]

@@ -8,17 +8,18 @@ In the causal form the scale of the keys may only know the past, so it runs alon
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
+
+import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, namespace
+from nla_llm.backend import Array, by_heads, device_of, is_numpy, namespace
 from nla_llm.methods.registry import Properties, register, require
 from nla_llm.operators import CausalLowRank, LowRank, RowNormalised
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
 
@@ -29,7 +30,9 @@ CHUNK = 64  # rows of a causal chunk: near the feature counts in use, where stat
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Features φ = amplitude · exp(log): their logarithmic scale is carried apart so that it can be moved.
+    """Features φ = amplitude · exp(log + row + column): their logarithmic scale is carried apart so that it can move.
+
+    Queries and keys have the same parts, but for ``column``.
 
     Attributes
     ----------
@@ -37,10 +40,18 @@ class Features:
         (..., n, m), or None for ones.
     log
         (..., n, m) or (..., n, 1), or None for zeros.
+    row
+        (..., n, 1), or None for zeros: what all features of a token share. It never meets the features of the queries,
+        whose rows are normalised.
+    column
+        (..., 1, m), or None for zeros: what all keys share, only beside a ``log`` of m columns. It never meets the
+        features of the keys: it is moved to the queries together with the scale of the keys.
     """
 
     amplitude: Array | None = None
     log: Array | None = None
+    row: Array | None = None
+    column: Array | None = None
 
     def hide(self, mask: Array | None) -> Features:
         """The same with the rows of hidden tokens zero."""
@@ -52,14 +63,23 @@ class Features:
         def blank(a: Array | None, fill: float) -> Array | None:
             return None if a is None else xp.where(keep, a, xp.asarray(fill, dtype=a.dtype, device=device_of(a)))
 
-        return Features(blank(self.amplitude, 0.0), blank(self.log, -xp.inf))
+        return Features(blank(self.amplitude, 0.0), blank(self.log, -xp.inf), blank(self.row, -xp.inf), self.column)
 
-    def values(self, log: Array | None) -> Array:
-        """amplitude · exp(log) for another logarithmic scale."""
-        if log is None:
-            return self.amplitude
-        scale = namespace(log).exp(log)
-        return scale if self.amplitude is None else self.amplitude * scale
+    def times(self, exponential: Array | None) -> Array:
+        """amplitude · exponential, where None stands for ones."""
+        if exponential is None or self.amplitude is None:
+            return self.amplitude if exponential is None else exponential
+        return by_heads(operator.mul, self.amplitude, exponential)
+
+
+class _Scaled(NamedTuple):
+    """Exponentials of the scaled logs, None for ones, and what the scales have taken off the kernel."""
+
+    queries: Array | None = None
+    keys: Array | None = None
+    row_scale: Array | None = None
+    decay: Array | None = None
+    chunk: int = 1
 
 
 def kernel_attention(
@@ -76,34 +96,69 @@ def kernel_attention(
     Masked keys are removed from numerator and denominator alike.
     """
     keys = keys.hide(problem.key_mask)
+    scaled = _scale_causal(queries, keys, chunk) if problem.causal else _scale(queries, keys)
+    left, right = queries.times(scaled.queries), keys.times(scaled.keys)
+    op: CausalLowRank | LowRank
     if problem.causal:
-        return _causal(queries, keys, log_factor=log_factor, nonnegative=nonnegative, chunk=chunk)
-    row_scale = None
-    log_q, log_k = queries.log, keys.log
-    if log_q is not None:
-        xp = namespace(log_q)
-        top = xp.max(log_k, axis=-2, keepdims=True)
-        log_k, log_q = log_k - top, log_q + top
-        row_scale = xp.max(log_q, axis=-1, keepdims=True)
-        log_q = log_q - row_scale
-        row_scale = row_scale[..., 0] + log_factor
-    op = LowRank(queries.values(log_q), keys.values(log_k), nonnegative=nonnegative)
+        op = CausalLowRank(left, right, decay=scaled.decay, chunk=scaled.chunk, nonnegative=nonnegative)
+    else:
+        op = LowRank(left, right, nonnegative=nonnegative)
+    row_scale = None if scaled.row_scale is None else scaled.row_scale[..., 0] + log_factor
     return RowNormalised(op, row_scale_log=row_scale)
 
 
-def _causal(queries: Features, keys: Features, *, log_factor: float, nonnegative: bool, chunk: int) -> RowNormalised:
+def _scale(queries: Features, keys: Features) -> _Scaled:
+    """The largest log of each feature moves from the keys to the queries, that of a query to the scale of its row."""
     if keys.log is None:
-        op = CausalLowRank(queries.values(None), keys.values(None), chunk=chunk, nonnegative=nonnegative)
-        return RowNormalised(op)
-    log_q, log_k, decay, chunk = _running_scale(queries.log, keys.log, chunk)
+        if keys.row is None:
+            return _Scaled()
+        xp = namespace(keys.row)
+        top = xp.max(keys.row, axis=-2, keepdims=True)
+        return _Scaled(None, xp.exp(keys.row - top), queries.row + top)
+    exp_k, top = by_heads(_exp_below_maximum_of_columns, keys.log, *(() if keys.row is None else (keys.row,)))
+    weights = top if keys.column is None else top + keys.column
+    exp_q, row_scale = by_heads(_exp_below_maximum_of_rows, queries.log, weights)
+    return _Scaled(exp_q, exp_k, row_scale if queries.row is None else row_scale + queries.row)
+
+
+def _exp_below_maximum_of_columns(log: Array, row: Array | None = None) -> tuple[Array, Array]:
+    xp = namespace(log)
+    log = log if row is None else log + row
+    top = xp.max(log, axis=-2, keepdims=True)
+    return _exp_of_fresh(log - top), top
+
+
+def _exp_below_maximum_of_rows(log: Array, weights: Array) -> tuple[Array, Array]:
+    log = log + weights
+    top = namespace(log).max(log, axis=-1, keepdims=True)
+    log -= top
+    return _exp_of_fresh(log), top
+
+
+def _exp_of_fresh(a: Array) -> Array:
+    """exp(a) of an array that nobody else holds."""
+    return np.exp(a, out=a) if is_numpy(a) else namespace(a).exp(a)
+
+
+def _scale_causal(queries: Features, keys: Features, chunk: int) -> _Scaled:
+    """The same with the running maximum of the keys."""
+    if keys.log is None:
+        if keys.row is None:
+            return _Scaled(chunk=chunk)
+        row_scale, row_k, decay, chunk = _running_scale(queries.row, keys.row, chunk)
+        return _Scaled(None, namespace(row_k).exp(row_k), row_scale, decay, chunk)
+    log_k = keys.log if keys.row is None else keys.log + keys.row
+    log_q, log_k, decay, chunk = _running_scale(queries.log, log_k, chunk, keys.column)
     xp = namespace(log_q)
     row_scale = xp.max(log_q, axis=-1, keepdims=True)
-    left, right = queries.values(log_q - row_scale), keys.values(log_k)
-    op = CausalLowRank(left, right, decay=decay, chunk=chunk, nonnegative=nonnegative)
-    return RowNormalised(op, row_scale_log=row_scale[..., 0] + log_factor)
+    log_q -= row_scale
+    exp_q, exp_k = by_heads(_exp_of_fresh, log_q), by_heads(_exp_of_fresh, log_k)
+    return _Scaled(exp_q, exp_k, row_scale if queries.row is None else row_scale + queries.row, decay, chunk)
 
 
-def _running_scale(log_q: Array, log_k: Array, chunk: int) -> tuple[Array, Array, Array, int]:
+def _running_scale(
+    log_q: Array, log_k: Array, chunk: int, column: Array | None = None
+) -> tuple[Array, Array, Array, int]:
     """Move the running maximum of the keys' log-features, chunk by chunk, to the queries.
 
     Returns the moved logs, the decay of the state on entering each chunk, and the chunk size. A row at the start of a
@@ -121,48 +176,59 @@ def _running_scale(log_q: Array, log_k: Array, chunk: int) -> tuple[Array, Array
         at_first_row = xp.maximum(top, block[..., :1, :])
         new_top = xp.maximum(top, xp.max(block, axis=-2, keepdims=True))
         if chunk > 1 and bool(xp.any(new_top - at_first_row > allowed)):
-            return _running_scale(log_q, log_k, chunk // 2)
+            return _running_scale(log_q, log_k, chunk // 2, column)
         moved_k.append(block - new_top)
-        moved_q.append(log_q[..., start:stop, :] + new_top)
+        moved_q.append(log_q[..., start:stop, :] + (new_top if column is None else new_top + column))
         decay.append(xp.exp(top - new_top))
         top = new_top
     return xp.concat(moved_q, axis=-2), xp.concat(moved_k, axis=-2), xp.concat(decay, axis=-2), chunk
 
 
 def kernel_attention_cost(
-    problem: AttentionProblem, features: Any, *, log_width: Any = None, amplitude: bool = False
+    problem: AttentionProblem,
+    features: Any,
+    *,
+    log_width: Any = None,
+    amplitude: bool = False,
+    row: bool = False,
+    column: bool = False,
 ) -> costs.Cost:
-    """Cost of :func:`kernel_attention` with ``features`` features, whose logs have ``log_width`` columns.
+    """Cost of :func:`kernel_attention` with ``features`` features: which parts they have, and the columns of their log.
 
     Holds where no chunk has to be halved; a causal run that halves them does more.
     """
     n_q, n_k, _, d_v = costs.symbols_of(problem)
     op: costs.formulas.LowRankShape | costs.formulas.CausalLowRankShape
+    scaled = log_width is not None or row
     if problem.causal:
-        op = costs.formulas.CausalLowRankShape(n_q, features, costs.c, decay=log_width is not None)
-        scaling = _running_scale_cost(n_q, op.chunks, log_width)
+        op = costs.formulas.CausalLowRankShape(n_q, features, costs.c, decay=scaled)
     else:
         op = costs.formulas.LowRankShape(n_q, n_k, features)
-        scaling = _scale_cost(n_q, n_k, log_width)
     normalised = costs.formulas.row_normalised(op, n_q, d_v)
-    if log_width is None:
+    if not scaled:
         return normalised
-    row_scale = costs.formulas.maximum_of(log_width, times=n_q) + costs.Operations(add=n_q * log_width + n_q)
-    values = costs.Operations(exp=log_width, mul=features if amplitude else 0) * (n_q + n_k)
-    return costs.Cost(prepare=scaling + row_scale + values) + normalised
+    width = 1 if log_width is None else log_width
+    if isinstance(op, costs.formulas.CausalLowRankShape):
+        scaling = _running_scale_cost(n_q, op.chunks, width) + costs.Operations(add=op.chunks * width if column else 0)
+    else:
+        scaling = _scale_cost(n_q, n_k, width) + costs.Operations(add=width if column else 0)
+    factor = costs.Operations(add=n_q)
+    if log_width is None:  # the rows of queries meet no feature
+        values = costs.Operations(exp=n_k, mul=n_k * features if amplitude else 0)
+        return costs.Cost(prepare=scaling + factor + values) + normalised
+    row_scale = costs.formulas.maximum_of(width, times=n_q) + costs.Operations(add=n_q * width)
+    rows = costs.Operations(add=n_k * width + n_q if row else 0)
+    values = costs.Operations(exp=width, mul=features if amplitude else 0) * (n_q + n_k)
+    return costs.Cost(prepare=scaling + row_scale + rows + factor + values) + normalised
 
 
 def _scale_cost(n_q: Any, n_k: Any, width: Any) -> costs.Operations:
     """The largest log of each feature, moved from the keys to the queries."""
-    if width is None:
-        return costs.Operations()
     return costs.formulas.maximum_of(n_k, times=width) + costs.Operations(add=(n_q + n_k) * width)
 
 
 def _running_scale_cost(n: Any, chunks: Any, width: Any) -> costs.Operations:
     """Cost of :func:`_running_scale`: per chunk its maximum, the new scale, its test and its decay."""
-    if width is None:
-        return costs.Operations()
     per_chunk = costs.Operations(compare=3 * width, add=2 * width, exp=width)
     moved = costs.Operations(compare=(n - chunks) * width, add=2 * n * width)
     in_chunks: costs.Operations = per_chunk * chunks

@@ -12,7 +12,7 @@ from math import log, sqrt
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, generator, namespace
+from nla_llm.backend import Array, by_heads, generator, namespace
 from nla_llm.methods.attention.directions import ENSEMBLES, Directions, check_ensemble, draw_directions
 from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, Unsupported, register, require, whole_number
@@ -36,7 +36,8 @@ class RandomFeatures(ABC):
     m
         Number of directions drawn. Trigonometric and hyperbolic functions make two features of each.
     directions
-        'iid' or 'orthogonal'.
+        Name of an ensemble: 'iid', 'orthogonal', 'simplex' or 'sobol', with which the kernel is unbiased; 'regularised',
+        'hadamard' or 'hadamard1', with which it is not: they estimate another kernel, whatever m.
     orthogonal
         ``orthogonal=True`` is short for ``directions="orthogonal"``.
     recentre
@@ -59,7 +60,8 @@ class RandomFeatures(ABC):
         if self.recentre:
             promised = replace(promised, shift_invariant=True, supports=promised.supports - {"causal"})
         if not ENSEMBLES[self.directions].gaussian:
-            promised = replace(promised, unbiased=False)
+            target = f"kernel of {self.directions} directions"
+            promised = replace(promised, unbiased=False, converges=False, target=target)
         if promised is not type(self).properties:
             object.__setattr__(self, "properties", promised)
 
@@ -94,7 +96,13 @@ class RandomFeatures(ABC):
         return -log(self.m * self.features_per_direction)
 
     def feature_pair(
-        self, x: Array, y: Array, omega: Directions, *, mask: Array | None = None, rng: np.random.Generator | None = None
+        self,
+        x: Array,
+        y: Array,
+        omega: Directions,
+        *,
+        mask: Array | None = None,
+        rng: np.random.Generator | None = None,
     ) -> tuple[Features, Features]:
         """Features of queries and of keys.
 
@@ -166,6 +174,11 @@ def _half_square_norm(x: Array) -> Array:
     return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
 
 
+def _waves(angle: Array) -> Array:
+    xp = namespace(angle)
+    return xp.concat([xp.cos(angle), xp.sin(angle)], axis=-1)
+
+
 def _promises(family: str, *, nonnegative: bool) -> Properties:
     return Properties(
         family=family,
@@ -203,13 +216,11 @@ class PositiveFeatures(RandomFeatures):
     @staticmethod
     def features(x: Array, projection: Array) -> Features:
         """One exponential for each direction."""
-        return Features(log=projection - _half_square_norm(x))
+        return Features(log=projection, row=-_half_square_norm(x))
 
     @staticmethod
     def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
-        n_q, n_k, _, _ = costs.symbols_of(problem)
-        logs = costs.Operations(add=(n_q + n_k) * costs.m)
-        return costs.Cost(prepare=logs) + kernel_attention_cost(problem, costs.m, log_width=costs.m)
+        return kernel_attention_cost(problem, costs.m, log_width=costs.m, row=True)
 
 
 @register("hyperbolic_features")
@@ -236,14 +247,11 @@ class HyperbolicFeatures(RandomFeatures):
     @staticmethod
     def features(x: Array, projection: Array) -> Features:
         """Two exponentials for each direction."""
-        norm = _half_square_norm(x)
-        return Features(log=namespace(x).concat([projection - norm, -projection - norm], axis=-1))
+        return Features(log=namespace(x).concat([projection, -projection], axis=-1), row=-_half_square_norm(x))
 
     @staticmethod
     def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
-        n_q, n_k, _, _ = costs.symbols_of(problem)
-        logs = costs.Operations(add=(n_q + n_k) * 2 * costs.m)
-        return costs.Cost(prepare=logs) + kernel_attention_cost(problem, 2 * costs.m, log_width=2 * costs.m)
+        return kernel_attention_cost(problem, 2 * costs.m, log_width=2 * costs.m, row=True)
 
 
 @register("trigonometric_features")
@@ -272,13 +280,10 @@ class TrigonometricFeatures(RandomFeatures):
     @staticmethod
     def features(x: Array, projection: Array) -> Features:
         """A cosine and a sine for each direction, with the norm as a logarithmic scale of the row."""
-        xp = namespace(x)
-        return Features(
-            amplitude=xp.concat([xp.cos(projection), xp.sin(projection)], axis=-1), log=_half_square_norm(x)
-        )
+        return Features(amplitude=by_heads(_waves, projection), row=_half_square_norm(x))
 
     @staticmethod
     def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
         n_q, n_k, _, _ = costs.symbols_of(problem)
         waves = costs.Operations(exp=(n_q + n_k) * 2 * costs.m)
-        return costs.Cost(prepare=waves) + kernel_attention_cost(problem, 2 * costs.m, log_width=1, amplitude=True)
+        return costs.Cost(prepare=waves) + kernel_attention_cost(problem, 2 * costs.m, amplitude=True, row=True)

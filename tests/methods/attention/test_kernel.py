@@ -313,7 +313,7 @@ def test_features_hide_tokens():
     hidden = Features(np.ones((3, 2)), np.zeros((3, 2))).hide(keep)
     assert hidden.amplitude.tolist() == [[1, 1], [0, 0], [1, 1]]
     assert hidden.log[1].tolist() == [-np.inf, -np.inf]
-    assert hidden.values(hidden.log).tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert hidden.times(np.exp(hidden.log)).tolist() == [[1, 1], [0, 0], [1, 1]]
     assert Features(log=np.zeros((3, 1))).hide(None).amplitude is None
 
 
