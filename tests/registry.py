@@ -45,16 +45,26 @@ ROWS = (
     Row("positive_features", {"m": 16}),
     Row("positive_features", {"m": 16, "orthogonal": True}),
     Row("positive_features", {"m": 16, "recentre": True}),
+    Row("positive_features", {"m": 16, "directions": "simplex"}),
+    Row("positive_features", {"m": 16, "directions": "sobol"}),
+    Row("positive_features", {"m": 16, "directions": "regularised"}),
+    Row("positive_features", {"m": 16, "directions": "hadamard"}),
+    Row("positive_features", {"m": 16, "directions": "hadamard1"}),
     Row("hyperbolic_features", {"m": 16}),
     Row("hyperbolic_features", {"m": 16, "orthogonal": True}),
+    Row("hyperbolic_features", {"m": 16, "directions": "simplex"}),
     Row("trigonometric_features", {"m": 16}),
     Row("trigonometric_features", {"m": 16, "orthogonal": True}),
+    Row("trigonometric_features", {"m": 16, "directions": "simplex"}),
     # exponential features
     # series features
     # sketches
     # randomised
     # sampled keys
     # landmarks
+    Row("nystromformer", {"m": 8}),
+    Row("nystromformer", {"m": 8, "core": "pinv"}),
+    Row("nystromformer", {"m": 8, "core": "ridge"}),
     # columns
     # clustered
     # projections

@@ -22,14 +22,24 @@ __all__ = [
     "CausalLowRankShape",
     "LowRankShape",
     "exact_attention",
+    "hadamard_directions",
+    "hadamard_projection",
+    "iterated_inverse",
     "matmul",
     "maximum_of",
     "merge_sort",
+    "norm_product",
     "orthogonal_directions",
+    "pseudo_inverse",
+    "ridge_inverse",
     "row_normalised",
+    "simplex_directions",
+    "softmax_product",
+    "softmax_rows",
     "softmax_weights",
     "sum_of",
     "svd",
+    "walsh_hadamard",
 ]
 
 Expr = Any  # an int or an expression of SymPy, which has no types
@@ -69,11 +79,64 @@ def svd(rows: Expr, columns: Expr) -> Operations:
     return Operations(madd=factorisations.svd(sympy.Max(rows, columns), sympy.Min(rows, columns)))
 
 
-def orthogonal_directions(m: Expr, d: Expr) -> Operations:
-    """m directions in blocks of d: the Haar rotations (QR and its signs) and the χ lengths."""
+def norm_product(order: Expr) -> Operations:
+    """Costs of :func:`nla_llm.linalg.inverses.norm_product`: sums of columns and rows, their maxima, one product."""
+    return 2 * (sum_of(order, times=order) + maximum_of(order)) + Operations(mul=1)
+
+
+def iterated_inverse(order: Expr, iterations: Expr) -> Operations:
+    """Costs of :func:`nla_llm.linalg.inverses.iterated_inverse` from its first Z: four products a step."""
+    step = 4 * matmul(order, order, order) + Operations(add=3 * order**2, mul=order**2)
+    return iterations * step + Operations(mul=3 * order**2)
+
+
+def pseudo_inverse(rows: Expr, columns: Expr) -> Operations:
+    """Costs of :func:`nla_llm.linalg.inverses.pseudo_inverse`, or of ``ridge_inverse`` but for its filter."""
+    rank = rows if rows == columns else sympy.Min(rows, columns)
+    cut = Operations(mul=1, compare=rank, div=rank)
+    return svd(rows, columns) + cut + Operations(mul=columns * rank) + matmul(columns, rank, rows)
+
+
+def ridge_inverse(order: Expr) -> Operations:
+    """Costs of :func:`nla_llm.linalg.inverses.ridge_inverse` of a square matrix."""
+    filtered = Operations(mul=order, add=order, div=order)
+    return svd(order, order) + filtered + Operations(mul=order**2) + matmul(order, order, order)
+
+
+def orthogonal_directions(m: Expr, d: Expr, *, fixed_norms: bool = False) -> Operations:
+    """m directions in blocks of d: the Haar rotations (QR and its signs) and the χ lengths, if any."""
     rotation = Operations(madd=factorisations.qr(d, d), compare=d, draw=d**2)
     rotations: Operations = rotation * sympy.ceiling(m / d)
-    return rotations + Operations(sqrt=m, mul=m * d, draw=m)
+    lengths = Operations() if fixed_norms else Operations(sqrt=m, draw=m)
+    return rotations + lengths + Operations(mul=m * d)
+
+
+def simplex_directions(m: Expr, d: Expr) -> Operations:
+    """m directions in regular simplices of d: orthogonal ones, less the share of their centre, and one factor more."""
+    centring = Operations(add=d * (d - 1) + d**2, mul=d) * sympy.ceiling(m / d)
+    return orthogonal_directions(m, d) + centring + Operations(mul=m)
+
+
+def walsh_hadamard(length: Expr, *, times: Expr = 1) -> Operations:
+    """Fast transforms of ``length`` entries, a power of two."""
+    return Operations(add=times * length * sympy.log(length, 2))
+
+
+def hadamard_directions(m: Expr, d: Expr, *, factors: int, chi: bool) -> Operations:
+    """Signs of the diagonals, those of the later factors scaled, and the χ lengths, if any."""
+    size = 2 ** sympy.ceiling(sympy.log(d, 2))
+    entries = sympy.ceiling(m / size) * size
+    signs = Operations(draw=factors * entries, mul=(factors - 1) * entries)
+    return signs + (Operations(sqrt=m, mul=m, draw=m) if chi else Operations())
+
+
+def hadamard_projection(m: Expr, d: Expr, *, factors: int, chi: bool) -> Operations:
+    """One token: in each block the diagonals and the transforms, then the lengths of the m rows, if any."""
+    size = 2 ** sympy.ceiling(sympy.log(d, 2))
+    transforms: Operations = factors * walsh_hadamard(size)
+    block = Operations(mul=d + (factors - 1) * size) + transforms
+    blocks: Operations = block * sympy.ceiling(m / size)
+    return blocks + Operations(mul=m if chi else 0)
 
 
 # -- exact attention -----------------------------------------------------------------------------------------------
@@ -83,12 +146,21 @@ def softmax_weights(problem: AttentionProblem) -> Operations:
     """Logits, their exponentials after the row maximum is taken off, and the sums of the rows."""
     rows, _, d, _ = symbols_of(problem)
     pairs = visible_pairs(problem)
+    return softmax_rows(rows, pairs, d) + Operations(add=0 if problem.bias is None else pairs)
+
+
+def softmax_rows(rows: Expr, pairs: Expr, d: Expr) -> Operations:
+    """Weights and sums of ``rows`` rows of a :class:`~nla_llm.operators.SoftmaxAttention` with ``pairs`` entries."""
     return (
         Operations(mul=rows * d, madd=pairs * d)  # scaled queries, times keys
-        + Operations(add=0 if problem.bias is None else pairs)
         + Operations(compare=pairs - rows, add=pairs, exp=pairs)
         + Operations(add=pairs - rows)  # row sums
     )
+
+
+def softmax_product(rows: Expr, pairs: Expr, d: Expr, width: Expr) -> Operations:
+    """Product of such rows with a matrix of ``width`` columns."""
+    return softmax_rows(rows, pairs, d) + Operations(madd=pairs * width, div=rows * width)
 
 
 def exact_attention(problem: AttentionProblem) -> Cost:
