@@ -1,11 +1,13 @@
 """The operator algebra: what methods return and what measures take."""
 
 from nla_llm.operators.base import Dense, Operator, Product, Scaled, Sum, Transpose
+from nla_llm.operators.blocks import Averaged, SegmentDiagonal, Segments
 from nla_llm.operators.lowrank import CausalLowRank, LowRank, RowNormalised, Selection, ZeroRowSumError
 from nla_llm.operators.skeleton import Diagonal, Skeleton
 from nla_llm.operators.softmax import SoftmaxAttention
 
 __all__ = [
+    "Averaged",
     "CausalLowRank",
     "Dense",
     "Diagonal",
@@ -14,6 +16,8 @@ __all__ = [
     "Product",
     "RowNormalised",
     "Scaled",
+    "SegmentDiagonal",
+    "Segments",
     "Selection",
     "Skeleton",
     "SoftmaxAttention",

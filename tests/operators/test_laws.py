@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nla_llm.operators import (
+    Averaged,
     CausalLowRank,
     Dense,
     Diagonal,
@@ -12,6 +13,8 @@ from nla_llm.operators import (
     Product,
     RowNormalised,
     Scaled,
+    SegmentDiagonal,
+    Segments,
     Selection,
     Skeleton,
     SoftmaxAttention,
@@ -35,6 +38,15 @@ def causal(chunk, *, decay):
         chunks = -(-N_Q // chunk)
         factors = np.exp(-np.abs(draw(5, *batch, chunks, D))) if decay else None
         return CausalLowRank(draw(3, *batch, N_Q, D), draw(4, *batch, N_Q, D), decay=factors, chunk=chunk)
+
+    return make
+
+
+def segment_diagonal(n_q, n_k, m):
+    def make(batch):
+        rows, columns = Segments(n_q, m), Segments(n_k, m)
+        filled = rows.filled[:, :, None] & columns.filled[:, None, :]
+        return SegmentDiagonal(np.where(filled, draw(8, *batch, *filled.shape), 0), rows, columns)
 
     return make
 
@@ -71,6 +83,9 @@ TABLE = {
     "diagonal": lambda batch: Diagonal(draw(0, *batch, N_Q)),
     "sum": lambda batch: Sum(softmax(N_Q, N_K)(batch), LowRank(draw(0, N_Q, D), draw(1, N_K, D))),
     "product": lambda batch: Product(softmax(N_Q, N_K)(batch), LowRank(draw(0, N_K, D), draw(1, N_Q, D))),
+    "averaged": lambda batch: Averaged([softmax(N_Q, N_K)((*batch, g)) for g in (2, 1)]),
+    "segment diagonal": segment_diagonal(N_Q, N_K, 5),
+    "segment diagonal, full segments": segment_diagonal(24, 16, 4),
     "transpose": lambda batch: Transpose(softmax(N_Q, N_K)(batch)),
 }
 BATCHES = {"matrix": (), "heads": (3,), "grouped": (2, 3)}
