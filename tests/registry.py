@@ -61,6 +61,12 @@ ROWS = (
     # sketches
     # randomised
     # sampled keys
+    Row("sampled_keys", {"m": 16}),
+    Row("sampled_keys", {"m": 16, "probabilities": "value_norms"}),
+    Row("sampled_keys", {"m": 16, "probabilities": "key_norms"}),
+    Row("sampled_keys", {"m": 16, "probabilities": "optimal"}),
+    Row("kdeformer", {"m": 16}),
+    Row("kdeformer", {"m": 16, "queries": 5}),
     # landmarks
     Row("nystromformer", {"m": 8}),
     Row("nystromformer", {"m": 8, "core": "pinv"}),
@@ -68,7 +74,15 @@ ROWS = (
     # columns
     # clustered
     # projections
+    Row("linformer", {"m": 8}),
+    Row("linformer", {"m": 8, "projection": "mean"}),
+    Row("gaussian_projection", {"m": 8}),
+    Row("gaussian_projection", {"m": 8, "subspace": "optimal"}),
     # sparse
+    Row("sliding_window", {"m": 16}),
+    Row("longformer", {"m": 16}),
+    Row("bigbird", {"m": 16}),
+    Row("block_sparse", {"m": 16}),
     # hierarchical
     # updates
     Row("truncated_svd", {"rank": 4}),
