@@ -73,6 +73,8 @@ ROWS = (
     Row("nystromformer", {"m": 8, "core": "ridge"}),
     # columns
     # clustered
+    Row("clustered_attention", {"m": 8}),
+    Row("improved_clustered_attention", {"m": 8, "k": 5}),
     # projections
     Row("linformer", {"m": 8}),
     Row("linformer", {"m": 8, "projection": "mean"}),

@@ -119,7 +119,7 @@ def simplex_directions(m: Expr, d: Expr) -> Operations:
 
 def walsh_hadamard(length: Expr, *, times: Expr = 1) -> Operations:
     """Fast transforms of ``length`` entries, a power of two."""
-    return Operations(add=times * length * sympy.log(length, 2))
+    return Operations(add=times * length * sympy.ceiling(sympy.log(length, 2)))
 
 
 def hadamard_directions(m: Expr, d: Expr, *, factors: int, chi: bool) -> Operations:

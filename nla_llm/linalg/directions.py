@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from inspect import signature
+from math import sqrt
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from nla_llm.backend import Array, from_numpy, generator, namespace
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
-__all__ = ["haar_orthogonal", "orthogonal_directions"]
+__all__ = ["SOBOL_SEEDS", "haar_orthogonal", "orthogonal_directions", "simplex_directions", "sobol_directions"]
+
+SOBOL_SEEDS = 4  # random words that seed a scrambling
+_BITS = 53  # of a coordinate before the inverse of Φ: all that a double holds
 
 
 def haar_orthogonal(
@@ -67,12 +74,55 @@ def haar_orthogonal(
 
 
 def orthogonal_directions(
-    m: int, d: int, rng: int | np.random.Generator, *, batch: tuple[int, ...] = (), like: Array | None = None
+    m: int,
+    d: int,
+    rng: int | np.random.Generator,
+    *,
+    batch: tuple[int, ...] = (),
+    like: Array | None = None,
+    fixed_norms: bool = False,
 ) -> Array:
     """Directions ω_1 … ω_m with the law N(0, I_d) each, orthogonal within blocks of d.
 
     Each block is a Haar orthogonal matrix whose rows get independent χ_d lengths (Yu et al. 2016, arXiv 1610.09072,
     section 3; Choromanski et al. 2020, arXiv 2009.14794). The last block is cut where d does not divide m.
+
+    Parameters
+    ----------
+    m, d : int
+        Number of directions and their dimension, at least 1.
+    rng : int or numpy.random.Generator
+    batch : tuple of int
+        Leading axes, independent draws.
+    like : array, optional
+        The numbers are drawn by NumPy; the rest is done in the library and on the device of this array.
+    fixed_norms : bool
+        All lengths are √d instead: E ω ωᵀ = I still, but a row is uniform on a sphere and not Gaussian.
+
+    Returns
+    -------
+    array (*batch, m, d), float64
+
+    Examples
+    --------
+    >>> w = orthogonal_directions(5, 3, rng=0)
+    >>> w.shape, bool(abs(w[0] @ w[1]) < 1e-14)
+    ((5, 3), True)
+    """
+    rng = generator(rng)
+    rotations = _rotations(m, d, rng, batch, like)
+    directions = _first_rows(rotations, m)
+    return directions * sqrt(d) if fixed_norms else directions * _lengths(m, d, rng, batch, rotations)
+
+
+def simplex_directions(
+    m: int, d: int, rng: int | np.random.Generator, *, batch: tuple[int, ...] = (), like: Array | None = None
+) -> Array:
+    """Directions with the law N(0, I_d) each that, within blocks of d, enclose equal obtuse angles.
+
+    Each block is a regular simplex, u_i·u_j = −1/(d − 1), the rows of √(d/(d−1)) (I − 11ᵀ/d) R for a Haar orthogonal R,
+    with independent χ_d lengths (Reid, Choromanski, Likhosherstov and Weller 2023, arXiv 2301.13856, section 3). The
+    last block is cut where d does not divide m. In one dimension a block is one direction, ±1 times its length.
 
     Parameters
     ----------
@@ -90,16 +140,63 @@ def orthogonal_directions(
 
     Examples
     --------
-    >>> w = orthogonal_directions(5, 3, rng=0)
-    >>> w.shape, bool(abs(w[0] @ w[1]) < 1e-14)
-    ((5, 3), True)
+    >>> w = simplex_directions(3, 3, rng=0)
+    >>> cosine = w[0] @ w[1] / (w[0] @ w[0] * w[1] @ w[1]) ** 0.5
+    >>> round(float(cosine), 12)
+    -0.5
     """
+    rng = generator(rng)
+    rotations = _rotations(m, d, rng, batch, like)
+    xp = namespace(rotations)
+    # Taking off the centre of one vector would leave nothing: in one dimension it stays where it is.
+    share, stretch = (1 / d, sqrt(d / (d - 1))) if d > 1 else (0.0, 1.0)
+    centred = rotations - share * xp.sum(rotations, axis=-2, keepdims=True)
+    return _first_rows(centred, m) * (stretch * _lengths(m, d, rng, batch, rotations))
+
+
+def sobol_directions(m: int, d: int, rng: int | np.random.Generator) -> NDArray[np.float64]:
+    """Directions Φ⁻¹(u_1) … Φ⁻¹(u_m) for the first m points of a scrambled Sobol sequence in d dimensions.
+
+    The scrambling (a random linear matrix and a digital shift in each coordinate; Matoušek 1998) makes each point by
+    itself uniform, so each row is N(0, I_d) by itself; all m of them together fill the space evenly. Points lie in the
+    middle of the cells of a grid of width 2⁻⁵³: neither 0 nor 1 occurs, and no coordinate exceeds 8.3.
+
+    Examples
+    --------
+    >>> sobol_directions(5, 3, rng=0).shape
+    (5, 3)
+    """
+    from scipy.special import ndtri  # noqa: PLC0415 - SciPy loads where it is used
+    from scipy.stats.qmc import Sobol  # noqa: PLC0415
+
+    _check_sizes(m, d)
+    words = generator(rng).integers(0, 2**32, size=SOBOL_SEEDS, dtype=np.uint64)
+    keyword = "rng" if "rng" in signature(Sobol.__init__).parameters else "seed"  # renamed in SciPy 1.15
+    sequence = Sobol(d, scramble=True, bits=_BITS, **{keyword: np.random.default_rng(words)})
+    points = sequence.random_base2((m - 1).bit_length())[:m]  # asked for m alone, SciPy warns of lost balance
+    cell = 2.0**-_BITS
+    lower = points < 0.5
+    distance = np.where(lower, points, (1 - cell) - points) + cell / 2  # to the nearer end, without rounding
+    return np.asarray(np.where(lower, 1.0, -1.0) * ndtri(distance))
+
+
+def _rotations(m: int, d: int, rng: np.random.Generator, batch: tuple[int, ...], like: Array | None) -> Array:
+    """Haar matrices (*batch, ⌈m/d⌉, d, d)."""
+    _check_sizes(m, d)
+    return haar_orthogonal(d, rng, batch=(*batch, -(-m // d)), like=like)
+
+
+def _first_rows(blocks: Array, m: int) -> Array:
+    """The first m rows of blocks (..., blocks, d, d), one under the other."""
+    *batch, number, rows, d = blocks.shape
+    return namespace(blocks).reshape(blocks, (*batch, number * rows, d))[..., :m, :]
+
+
+def _lengths(m: int, d: int, rng: np.random.Generator, batch: tuple[int, ...], like: Array) -> Array:
+    """χ_d numbers (*batch, m, 1)."""
+    return namespace(like).sqrt(from_numpy(rng.chisquare(d, size=(*batch, m, 1)), like=like))
+
+
+def _check_sizes(m: int, d: int) -> None:
     if m < 1 or d < 1:
         raise ValueError(f"m and d must be at least 1, got m={m}, d={d}")
-    rng = generator(rng)
-    blocks = -(-m // d)
-    rotations = haar_orthogonal(d, rng, batch=(*batch, blocks), like=like)
-    xp = namespace(rotations)
-    directions = xp.reshape(rotations, (*batch, blocks * d, d))[..., :m, :]
-    lengths = xp.sqrt(from_numpy(rng.chisquare(d, size=(*batch, m)), like=rotations))
-    return directions * lengths[..., None]

@@ -87,7 +87,7 @@ def test_every_registered_method_has_a_row_and_a_formula():
 @pytest.mark.parametrize("method", ATTENTION, ids=repr)
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_counted_run_has_the_values_of_the_plain_run(method, causal):
-    """Equal to the last bit, but to rounding where NumPy takes a path of its own (causal, streamed softmax, transforms)."""
+    """Equal to the last bit, but to rounding where NumPy takes a path of its own (causal, streamed, transforms)."""
     if causal and "causal" not in method.properties.supports:
         return
     problem = attention_problem(70, 70, causal=causal)

@@ -112,8 +112,10 @@ class RandomFeatures(ABC):
         del mask, rng
         return self.features(x, omega.project(x)), self.features(y, omega.project(y))
 
-    def theory(self, problem: AttentionProblem) -> Theory:
+    def theory(self, problem: AttentionProblem) -> Theory | None:
         """Mean and variance of the entries of Â before the division by row sums, in closed form."""
+        if self.directions not in {"iid", "orthogonal"}:
+            return None
         from nla_llm.theory import kernel_theory  # noqa: PLC0415 - SciPy loads there
 
         x, y = self._scaled(problem)
