@@ -58,15 +58,28 @@ ROWS = (
     Row("trigonometric_features", {"m": 16, "directions": "simplex"}),
     # exponential features
     # series features
+    Row("maclaurin_features", {"m": 16}),
+    Row("maclaurin_features", {"m": 16, "stratified": True}),
+    Row("poisson_features", {"m": 16}),
+    Row("poisson_features", {"m": 16, "rate": 0.2}),
     # sketches
+    Row("product_sketch", {"m": 16}),
+    Row("product_sketch", {"m": 16, "degree": 3, "kind": "gaussian"}),
+    Row("product_sketch", {"m": 16, "kind": "complex_rademacher"}),
+    Row("product_sketch", {"m": 16, "degree": 1, "kind": "complex_gaussian"}),
+    Row("tensor_sketch", {"m": 16}),
+    Row("tensor_sketch", {"m": 7, "degree": 3}),
+    Row("poly_sketch", {"m": 6}),
+    Row("poly_sketch", {"m": 4, "degree": 8}),
     # randomised
     # sampled keys
     Row("sampled_keys", {"m": 16}),
     Row("sampled_keys", {"m": 16, "probabilities": "value_norms"}),
     Row("sampled_keys", {"m": 16, "probabilities": "key_norms"}),
     Row("sampled_keys", {"m": 16, "probabilities": "optimal"}),
+    Row("sampled_keys", {"m": 16, "stratified": True}),
     Row("kdeformer", {"m": 16}),
-    Row("kdeformer", {"m": 16, "queries": 5}),
+    Row("kdeformer", {"m": 16, "queries": 5, "stratified": True}),
     # landmarks
     Row("nystromformer", {"m": 8}),
     Row("nystromformer", {"m": 8, "core": "pinv"}),

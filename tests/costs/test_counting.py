@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import nla_llm as nl
 from nla_llm.arithmetic import counted
 from nla_llm.costs import Cost, Operations, UncountedWorkError, count, count_exact
-from nla_llm.operators import Dense, Operator, Skeleton, SoftmaxAttention
+from nla_llm.operators import Dense, Operator, Skeleton, SoftmaxAttention, TiledSparse
 
 ATTENTION, UPDATE = rows_of("attention"), rows_of("update")
 LAW = settings(suppress_health_check=[HealthCheck.too_slow])
@@ -110,7 +110,8 @@ def structured(method):
 def streamed(op):
     """Whether exact softmax rows are among the factors."""
     parts = [*getattr(op, "factors", ()), *getattr(op, "parts", ()), getattr(op, "left", None), getattr(op, "right", None)]
-    return isinstance(op, SoftmaxAttention) or any(streamed(part) for part in parts if isinstance(part, Operator))
+    parts += getattr(op, "terms", ())
+    return isinstance(op, SoftmaxAttention | TiledSparse) or any(streamed(part) for part in parts if isinstance(part, Operator))
 
 
 def magnitude(op):
