@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, ClassVar, final
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, generator, namespace, to_numpy
 from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
+from nla_llm.methods.attention.samples import (
+    exponentials_on_sample,
+    exponentials_on_sample_cost,
+    visible_in_sample,
+)
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Dense, LowRank, Operator, Product, Selection
 
@@ -92,36 +97,17 @@ class RandomKeys:
         if problem.key_mask is not None:
             order = xp.where(problem.key_mask, order, xp.asarray(2.0, dtype=order.dtype, device=device_of(q)))
         sample = Selection(xp.sort(xp.argsort(order, axis=-1)[..., : self.m], axis=-1), problem.n_k, like=q)
-        logits = (problem.scale * q) @ xp.matrix_transpose(sample @ problem.k)
-        visible = self._visible(problem, sample)
-        if visible is not None:
-            logits = xp.where(visible, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(q)))
-        weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+        weights, _ = exponentials_on_sample(problem, sample, visible=visible_in_sample(problem, sample))
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
         return Product(Dense(weights, nonnegative=True), sample)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """The draw, sorted; softmax on m keys, hidden ones computed and thrown away; a product with m rows of v."""
-        n_q, n_k, d, d_v = costs.symbols_of(problem)
+        n_q, n_k, _, d_v = costs.symbols_of(problem)
         m, f = costs.m, costs.formulas
         draw = costs.Operations(draw=n_k) + f.merge_sort(n_k)
-        logits = costs.Operations(mul=n_q * d) + f.matmul(n_q, d, m)
-        softmax = n_q * (f.maximum_of(m) + costs.Operations(add=m, exp=m, div=m) + f.sum_of(m))
-        mask = costs.Operations(compare=0 if problem.key_mask is None else m)
-        return costs.Cost(prepare=draw + logits + softmax + mask, apply=f.matmul(n_q, m, d_v))
-
-    @staticmethod
-    def _visible(problem: AttentionProblem, sample: Selection) -> Array | None:
-        """Which of the sampled keys a query sees, (..., n_q, m)."""
-        xp = problem.xp
-        visible = None
-        if problem.causal:
-            rows = xp.arange(problem.n_q, device=device_of(problem.q))
-            visible = sample.index[..., None, :] <= rows[:, None]
-        if problem.key_mask is not None:
-            kept = sample.gather(xp.astype(problem.key_mask, problem.q.dtype)[..., None])[..., 0] > 0
-            visible = kept[..., None, :] if visible is None else visible & kept[..., None, :]
-        return visible
+        softmax = exponentials_on_sample_cost(problem, m, weighted=False) + costs.Operations(div=n_q * m)
+        return costs.Cost(prepare=draw + softmax + f.sum_of(m, times=n_q), apply=f.matmul(n_q, m, d_v))
 
 
 @register("optimal_rank")

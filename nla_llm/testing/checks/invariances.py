@@ -89,17 +89,17 @@ def _padding(subject: Subject) -> Figure:
         _, k, v = _parts(problem)
         k[~keep] = JUNK * np.sign(k[~keep])
         v[~keep] = -JUNK
-        after = to_numpy(subject(AttentionProblem(problem.q, k, key_mask=keep, **structure)).dense())
+        after = to_numpy(subject(AttentionProblem(problem.q, k, v, key_mask=keep, **structure)).dense())
         figures += [
             _share(dense[:, ~keep], dense, "weight on hidden keys"),
-            compare(after, dense, what="change when hidden keys change"),
+            compare(after, dense, what="change when hidden keys and values change"),
             compare(
                 before @ v, dense[:, keep] @ v[keep], what="output when hidden values change", times_eps=1e4 * JUNK
             ),
         ]
         in_place = keep is trailing or subject.properties.permutation_equivariant  # the rest keeps its positions
         if subject.properties.deterministic and in_place and not structure:
-            removed = AttentionProblem(problem.q, problem.k[keep])
+            removed = AttentionProblem(problem.q, problem.k[keep], problem.v[keep])
             figures.append(compare(dense[:, keep], _matrix(subject, removed), what="hiding against removing keys"))
     return at_most(figures)
 

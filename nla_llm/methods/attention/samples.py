@@ -1,0 +1,201 @@
+"""What all methods share that attend to a sample of the keys: logits on the sample with weights, and weighted draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nla_llm import costs
+from nla_llm.backend import Array, device_of, namespace
+from nla_llm.operators import Dense, Product, RowNormalised, Selection
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nla_llm.problems import AttentionProblem
+
+__all__ = [
+    "draw_with_replacement",
+    "draw_with_replacement_cost",
+    "exponentials_on_sample",
+    "exponentials_on_sample_cost",
+    "squared_value_norms",
+    "squared_value_norms_cost",
+    "uniform_numbers",
+    "visible_in_sample",
+    "weighted_sample_attention",
+    "weighted_sample_attention_cost",
+]
+
+Expr = Any  # an int or an expression of SymPy, which has no types
+
+
+# -- attention on a sample ---------------------------------------------------------------------------------------------
+
+
+def exponentials_on_sample(
+    problem: AttentionProblem, sample: Selection, *, log_weight: Array | None = None, visible: Array | None = None
+) -> tuple[Array, Array]:
+    """exp(logits + log_weight − top) on the sampled keys, and the largest exponent ``top`` of each row.
+
+    Parameters
+    ----------
+    sample
+        The keys, an index (..., m); a key that it holds twice counts twice.
+    log_weight
+        (..., m), or None for zeros.
+    visible
+        Which of the sampled keys a query sees, (..., n_q, m) or (..., 1, m); None where it sees all. Every query must
+        see one.
+
+    Returns
+    -------
+    weights (..., n_q, m), top (..., n_q)
+    """
+    xp, q = problem.xp, problem.q
+    logits = (problem.scale * q) @ xp.matrix_transpose(sample @ problem.k)
+    if log_weight is not None:
+        logits = logits + log_weight[..., None, :]
+    if visible is not None:
+        logits = xp.where(visible, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(q)))
+    top = xp.max(logits, axis=-1, keepdims=True)
+    return xp.exp(logits - top), top[..., 0]
+
+
+def exponentials_on_sample_cost(problem: AttentionProblem, m: Expr, *, weighted: bool) -> costs.Operations:
+    """Cost of :func:`exponentials_on_sample` for m keys; hidden ones are computed and thrown away."""
+    n_q, _, d, _ = costs.symbols_of(problem)
+    f = costs.formulas
+    logits = costs.Operations(mul=n_q * d) + f.matmul(n_q, d, m) + costs.Operations(add=n_q * m if weighted else 0)
+    return logits + f.maximum_of(m, times=n_q) + costs.Operations(add=n_q * m, exp=n_q * m)
+
+
+def visible_in_sample(problem: AttentionProblem, sample: Selection) -> Array | None:
+    """Which of the sampled keys a query sees by causality and mask: (..., n_q, m), (..., 1, m), or None for all."""
+    xp = problem.xp
+    visible = None
+    if problem.causal:
+        rows = xp.arange(problem.n_q, device=device_of(problem.q))
+        visible = sample.index[..., None, :] <= rows[:, None]
+    if problem.key_mask is not None:
+        kept = sample.gather(problem.key_mask[..., None])[..., 0]
+        visible = kept[..., None, :] if visible is None else visible & kept[..., None, :]
+    return visible
+
+
+def weighted_sample_attention(
+    problem: AttentionProblem, sample: Selection, *, log_weight: Array, visible: Array | None = None
+) -> RowNormalised:
+    """diag(Â 1)⁻¹ Â for Â_ij = A_ij Σ_r w_r [sample_r = j], with A = exp(logits) and weights w = exp(log_weight)."""
+    weights, top = exponentials_on_sample(problem, sample, log_weight=log_weight, visible=visible)
+    return RowNormalised(Product(Dense(weights, nonnegative=True), sample), row_scale_log=top)
+
+
+def weighted_sample_attention_cost(problem: AttentionProblem, m: Expr) -> costs.Cost:
+    """Cost of :func:`weighted_sample_attention`: exponentials, row sums by one product with ones, and their checks."""
+    n_q, _, _, d_v = costs.symbols_of(problem)
+    f = costs.formulas
+    sums = f.matmul(n_q, m, 1) + costs.Operations(compare=2 * n_q)
+    return costs.Cost(
+        prepare=exponentials_on_sample_cost(problem, m, weighted=True) + sums,
+        apply=f.matmul(n_q, m, d_v) + costs.Operations(div=n_q * d_v),
+    )
+
+
+# -- weighted draws ----------------------------------------------------------------------------------------------------
+
+
+def uniform_numbers(rng: np.random.Generator, m: int, *, stratified: bool) -> NDArray[np.float64]:
+    """m uniform numbers in [0, 1): independent, or one from each of m intervals of equal length.
+
+    Examples
+    --------
+    >>> (4 * uniform_numbers(np.random.default_rng(0), 4, stratified=True)).astype(int).tolist()
+    [0, 1, 2, 3]
+    """
+    u = rng.random(m)
+    return np.minimum((np.arange(m) + u) / m, np.nextafter(1.0, 0.0)) if stratified else u
+
+
+def draw_with_replacement(weights: Array, u: Array) -> tuple[Array, Array]:
+    """Draws of keys with probabilities proportional to ``weights`` (..., n): where their sums pass ``u``.
+
+    Parameters
+    ----------
+    weights
+        (..., n), not negative, in float64: n increments of a running sum need the digits.
+    u
+        (m,) uniform numbers in [0, 1); they serve all heads, each with its own weights.
+
+    Returns
+    -------
+    index, p
+        The keys (..., m) and their probabilities. A key of weight zero is never drawn.
+
+    Raises
+    ------
+    ValueError
+        If the weights of a head sum to zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> draw_with_replacement(np.array([0.0, 1.0, 3.0]), np.array([0.0, 0.2, 0.3, 0.9]))[0].tolist()
+    [1, 1, 2, 2]
+    """
+    xp = namespace(weights)
+    running = xp.cumulative_sum(weights, axis=-1)
+    total = running[..., -1:]
+    if not bool(xp.all(total > 0)):
+        raise ValueError("all sampling weights of a head are zero, so no key can be drawn; pass uniform probabilities")
+    index = _count_at_most(running / total, u)
+    return index, xp.take_along_axis(weights, index, axis=-1) / total
+
+
+def draw_with_replacement_cost(n: Expr, m: Expr) -> costs.Operations:
+    """Cost of :func:`draw_with_replacement`: the running sum, and a binary search for each draw."""
+    import sympy  # noqa: PLC0415 - loads only where a cost is asked for
+
+    steps = sympy.floor(sympy.log(n, 2)) + 1
+    return costs.Operations(add=n - 1, div=n + m, compare=1 + m * steps)
+
+
+def _count_at_most(ordered: Array, u: Array) -> Array:
+    """How many of the ascending numbers ``ordered`` (..., n) are at most u (m,), by binary search for all heads."""
+    xp = namespace(ordered)
+    n = int(ordered.shape[-1])
+    count = xp.zeros((*ordered.shape[:-1], u.shape[-1]), dtype=xp.int64, device=device_of(ordered))
+    for power in reversed(range(n.bit_length())):
+        probe = count + 2**power
+        inside = probe <= n
+        place = xp.where(inside, probe, xp.ones_like(probe)) - 1
+        passed = xp.take_along_axis(ordered, place, axis=-1) <= u
+        count = xp.where(inside & passed, probe, count)
+    return count
+
+
+def squared_value_norms(problem: AttentionProblem) -> Array:
+    """|v_j|² of each key, (..., n_k) in the batch axes of the operator; ones where the problem has no values (V = I).
+
+    Values with more batch axes than queries and keys are so many columns of one right-hand side.
+    """
+    xp = problem.xp
+    if problem.v is None:
+        return xp.ones((problem.n_k,), dtype=problem.q.dtype, device=device_of(problem.q))
+    squares = xp.sum(problem.v * problem.v, axis=-1)
+    batch = problem.batch_shape
+    while squares.ndim - 1 > len(batch):
+        squares = xp.sum(squares, axis=0)
+    for axis, size in enumerate(batch[len(batch) - squares.ndim + 1 :]):
+        if size == 1 and squares.shape[axis] > 1:
+            squares = xp.sum(squares, axis=axis, keepdims=True)
+    return squares
+
+
+def squared_value_norms_cost(problem: AttentionProblem) -> costs.Operations:
+    """Cost of :func:`squared_value_norms` on one head."""
+    if problem.v is None:
+        return costs.Operations()
+    _, n_k, _, d_v = costs.symbols_of(problem)
+    return costs.Operations(mul=n_k * d_v) + costs.formulas.sum_of(d_v, times=n_k)
