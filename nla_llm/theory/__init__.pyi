@@ -1,7 +1,10 @@
 from . import bound as bound
 from . import first_order as first_order
+from . import polynomials as polynomials
 from . import random_features as random_features
+from . import sampling as sampling
 from . import softmax as softmax
+from . import sparse as sparse
 from . import updates as updates
 from . import yardsticks as yardsticks
 from .bound import Theory as Theory

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, from_numpy, is_numpy, namespace
+from nla_llm.backend import Array, by_heads, device_of, from_numpy, is_numpy, namespace, to_numpy
 from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, register, require, whole_number
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["MOST_ENTRIES", "CosFormer", "MonomialFeatures", "PolynomialFeatures", "TaylorFeatures"]
 
@@ -288,6 +289,14 @@ class TaylorFeatures(MonomialFeatures):
         table = [j * log(p) + lgamma(p - j + 1) - lgamma(p + 1) for j in range(p + 1)]
         found: NDArray[np.float64] = np.exp(np.asarray(table))[k]
         return found
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Bound of the error of the operator, from the logits of every row."""
+        from nla_llm.theory.polynomials import taylor_theory  # noqa: PLC0415 - SciPy loads there
+
+        mask = None if problem.key_mask is None else to_numpy(problem.key_mask)
+        q, k = to_numpy(problem.q), to_numpy(problem.k)
+        return taylor_theory(q, k, scale=problem.scale, degree=self.degree, causal=problem.causal, key_mask=mask)
 
 
 @register("cosformer")
