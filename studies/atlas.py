@@ -17,8 +17,7 @@ from nla_llm.study.fronts import first_to_reach
 from nla_llm.study.heads import closer_than
 from nla_llm.study.measuring import head_records
 from nla_llm.study.medians import finding, medians
-
-from ._roster import ROSTER, YARDSTICKS
+from nla_llm.study.roster import ROSTER, YARDSTICKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

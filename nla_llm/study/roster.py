@@ -1,4 +1,4 @@
-"""The methods that the atlas compares: a label, a registered name, options."""
+"""Every registered attention method as it stands in comparisons: a label, a registered name, options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nla_llm.methods.registry import registered
 
 
 class Entry(NamedTuple):
-    """A method of the atlas at a budget that is still open."""
+    """A method at a budget that is still open."""
 
     label: str
     method: str
