@@ -57,6 +57,14 @@ ROWS = (
     Row("trigonometric_features", {"m": 16, "orthogonal": True}),
     Row("trigonometric_features", {"m": 16, "directions": "simplex"}),
     # exponential features
+    Row("phase_features", {"m": 16}),
+    Row("phase_features", {"m": 16, "orthogonal": True}),
+    Row("gerf_features", {"m": 16}),
+    Row("gerf_features", {"m": 16, "rho": 0.6, "orthogonal": True}),
+    Row("gerf_features", {"m": 16, "directions": "simplex", "recentre": True}),
+    Row("saderf_features", {"m": 16, "orthogonal": True}),
+    Row("sderf_features", {"m": 16}),
+    Row("sderf_features", {"m": 16, "orthogonal": True, "recentre": True}),
     # series features
     Row("maclaurin_features", {"m": 16}),
     Row("maclaurin_features", {"m": 16, "stratified": True}),
@@ -70,7 +78,7 @@ ROWS = (
     Row("tensor_sketch", {"m": 16}),
     Row("tensor_sketch", {"m": 7, "degree": 3}),
     Row("poly_sketch", {"m": 6}),
-    Row("poly_sketch", {"m": 4, "degree": 8}),
+    Row("poly_sketch", {"m": 16, "degree": 8}),
     # randomised
     # sampled keys
     Row("sampled_keys", {"m": 16}),
@@ -84,6 +92,8 @@ ROWS = (
     Row("nystromformer", {"m": 8}),
     Row("nystromformer", {"m": 8, "core": "pinv"}),
     Row("nystromformer", {"m": 8, "core": "ridge"}),
+    Row("skyformer", {"m": 8}),
+    Row("skyformer", {"m": 8, "core": "exact"}),
     # columns
     # clustered
     Row("clustered_attention", {"m": 8}),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CausalLowRankShape",
     "LowRankShape",
+    "eigh",
     "exact_attention",
     "hadamard_directions",
     "hadamard_projection",
@@ -77,6 +78,11 @@ def svd(rows: Expr, columns: Expr) -> Operations:
     if rows == columns:
         return Operations(madd=factorisations.svd(rows, rows))
     return Operations(madd=factorisations.svd(sympy.Max(rows, columns), sympy.Min(rows, columns)))
+
+
+def eigh(order: Expr) -> Operations:
+    """Eigenvalues and eigenvectors of a symmetric matrix, 9n³ operations (Golub and Van Loan, section 8.3)."""
+    return Operations(madd=factorisations.eigh(order))
 
 
 def norm_product(order: Expr) -> Operations:

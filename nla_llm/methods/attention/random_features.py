@@ -71,9 +71,9 @@ class RandomFeatures(ABC):
     function: ClassVar[Literal["positive", "hyperbolic", "trigonometric"]]
 
     @staticmethod
-    @abstractmethod
     def features(x: Array, projection: Array) -> Features:
         """Features of x (..., n, d) from its projections ω·x (..., n, m), without the factor m^(-1/2)."""
+        raise NotImplementedError  # by a function that has a feature_pair of its own
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); the same directions serve all heads."""
@@ -161,10 +161,10 @@ class RandomFeatures(ABC):
             return x, y
         if problem.causal:
             raise Unsupported("recentre=True shifts keys by the mean of all of them, which a causal method may not see")
-        return x, y - _mean_of_tokens(x, None) - _mean_of_tokens(y, problem.key_mask)
+        return x, y - mean_of_tokens(x, None) - mean_of_tokens(y, problem.key_mask)
 
 
-def _mean_of_tokens(x: Array, mask: Array | None) -> Array:
+def mean_of_tokens(x: Array, mask: Array | None) -> Array:
     xp = namespace(x)
     if mask is None:
         return xp.mean(x, axis=-2, keepdims=True)
@@ -172,7 +172,7 @@ def _mean_of_tokens(x: Array, mask: Array | None) -> Array:
     return xp.sum(weights * x, axis=-2, keepdims=True) / xp.sum(weights, axis=-2, keepdims=True)
 
 
-def _half_square_norm(x: Array) -> Array:
+def half_square_norm(x: Array) -> Array:
     return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
 
 
@@ -181,7 +181,7 @@ def _waves(angle: Array) -> Array:
     return xp.concat([xp.cos(angle), xp.sin(angle)], axis=-1)
 
 
-def _promises(family: str, *, nonnegative: bool) -> Properties:
+def promises(family: str, *, nonnegative: bool) -> Properties:
     return Properties(
         family=family,
         budget="m",
@@ -212,13 +212,13 @@ class PositiveFeatures(RandomFeatures):
     ((3, 3), True)
     """
 
-    properties: ClassVar[Properties] = _promises("positive", nonnegative=True)
+    properties: ClassVar[Properties] = promises("positive", nonnegative=True)
     function = "positive"
 
     @staticmethod
     def features(x: Array, projection: Array) -> Features:
         """One exponential for each direction."""
-        return Features(log=projection, row=-_half_square_norm(x))
+        return Features(log=projection, row=-half_square_norm(x))
 
     @staticmethod
     def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
@@ -242,14 +242,14 @@ class HyperbolicFeatures(RandomFeatures):
     True
     """
 
-    properties: ClassVar[Properties] = _promises("hyperbolic", nonnegative=True)
+    properties: ClassVar[Properties] = promises("hyperbolic", nonnegative=True)
     function = "hyperbolic"
     features_per_direction: ClassVar[int] = 2
 
     @staticmethod
     def features(x: Array, projection: Array) -> Features:
         """Two exponentials for each direction."""
-        return Features(log=namespace(x).concat([projection, -projection], axis=-1), row=-_half_square_norm(x))
+        return Features(log=namespace(x).concat([projection, -projection], axis=-1), row=-half_square_norm(x))
 
     @staticmethod
     def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
@@ -276,13 +276,13 @@ class TrigonometricFeatures(RandomFeatures):
     (False, True)
     """
 
-    properties: ClassVar[Properties] = _promises("trigonometric", nonnegative=False)
+    properties: ClassVar[Properties] = promises("trigonometric", nonnegative=False)
     function = "trigonometric"
 
     @staticmethod
     def features(x: Array, projection: Array) -> Features:
         """A cosine and a sine for each direction, with the norm as a logarithmic scale of the row."""
-        return Features(amplitude=by_heads(_waves, projection), row=_half_square_norm(x))
+        return Features(amplitude=by_heads(_waves, projection), row=half_square_norm(x))
 
     @staticmethod
     def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
