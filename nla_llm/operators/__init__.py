@@ -5,6 +5,7 @@ from nla_llm.operators.blocks import Averaged, SegmentDiagonal, Segments
 from nla_llm.operators.lowrank import CausalLowRank, LowRank, RowNormalised, Selection, ZeroRowSumError
 from nla_llm.operators.skeleton import Diagonal, Skeleton
 from nla_llm.operators.softmax import SoftmaxAttention
+from nla_llm.operators.sparse import Panel, TiledSparse, gather_rows
 
 __all__ = [
     "Averaged",
@@ -13,6 +14,7 @@ __all__ = [
     "Diagonal",
     "LowRank",
     "Operator",
+    "Panel",
     "Product",
     "RowNormalised",
     "Scaled",
@@ -22,6 +24,8 @@ __all__ = [
     "Skeleton",
     "SoftmaxAttention",
     "Sum",
+    "TiledSparse",
     "Transpose",
     "ZeroRowSumError",
+    "gather_rows",
 ]

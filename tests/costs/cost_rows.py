@@ -16,6 +16,8 @@ def smallest_size(method):
     """Least number of tokens, rows or columns that a method takes."""
     if method.name in {"nystromformer", "skyformer", "rpcholesky", "cur_attention", "improved_clustered_attention"}:
         return 3 * method.m  # as many visible keys as landmarks: a mask shows 70 % of them
+    if method.properties.family == "pattern":
+        return method.m
     if method.name in {"linformer", "gaussian_projection", "lara", "eva"}:
         return method.m
     bounded = {"clustered_attention": "m", "random_keys": "m", "optimal_rank": "m", "truncated_svd": "rank"}

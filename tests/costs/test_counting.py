@@ -110,7 +110,7 @@ def structured(method):
 def streamed(op):
     """Whether exact softmax rows are among the factors."""
     parts = [*getattr(op, "factors", ()), *getattr(op, "parts", ()), getattr(op, "left", None), getattr(op, "right", None)]
-    parts += getattr(op, "terms", ())
+    parts += [*getattr(op, "terms", ()), getattr(op, "op", None)]
     return isinstance(op, SoftmaxAttention | TiledSparse) or any(streamed(part) for part in parts if isinstance(part, Operator))
 
 

@@ -10,6 +10,7 @@ from nla_llm.operators import (
     Diagonal,
     LowRank,
     Operator,
+    Panel,
     Product,
     RowNormalised,
     Scaled,
@@ -19,6 +20,7 @@ from nla_llm.operators import (
     Skeleton,
     SoftmaxAttention,
     Sum,
+    TiledSparse,
     Transpose,
 )
 
@@ -47,6 +49,24 @@ def segment_diagonal(n_q, n_k, m):
         rows, columns = Segments(n_q, m), Segments(n_k, m)
         filled = rows.filled[:, :, None] & columns.filled[:, None, :]
         return SegmentDiagonal(np.where(filled, draw(8, *batch, *filled.shape), 0), rows, columns)
+
+    return make
+
+
+def tiles(*, ordered):
+    """Two panels, keys of the second per head; or the sum of two matrices of single rows in orders of their own."""
+
+    def make(batch):
+        rng = np.random.default_rng(6)
+        if ordered:
+            order = np.argsort(rng.random((*batch, 2, N_Q)), axis=-1)
+            panel = Panel(draw(6, *batch, 2 * N_Q, 1, 4), rng.integers(0, N_K, (*batch, 2 * N_Q, 4)))
+            return TiledSparse([panel], (*batch, N_Q, N_K), order=order)
+        panels = [
+            Panel(draw(6, *batch, 4, 5, 7), rng.integers(0, N_K, (4, 7))),
+            Panel(draw(7, *batch, 1, 3, 9), rng.integers(0, N_K, (*batch, 1, 9))),
+        ]
+        return TiledSparse(panels, (*batch, N_Q, N_K))
 
     return make
 
@@ -81,6 +101,8 @@ TABLE = {
         softmax(N_Q, 4)(batch), draw(6, *batch, 4, 3), LowRank(draw(0, 3, D), draw(1, N_K, D)), intersection=draw(8, 3, 4)
     ),
     "diagonal": lambda batch: Diagonal(draw(0, *batch, N_Q)),
+    "tiles": tiles(ordered=False),
+    "tiles of rows, ordered": tiles(ordered=True),
     "sum": lambda batch: Sum(softmax(N_Q, N_K)(batch), LowRank(draw(0, N_Q, D), draw(1, N_K, D))),
     "product": lambda batch: Product(softmax(N_Q, N_K)(batch), LowRank(draw(0, N_K, D), draw(1, N_Q, D))),
     "averaged": lambda batch: Averaged([softmax(N_Q, N_K)((*batch, g)) for g in (2, 1)]),
