@@ -89,9 +89,18 @@ def kernel(op: Operator) -> NDArray[np.float64]:
 
 
 def _antipodal(subject: Subject) -> AttentionProblem:
-    """Tokens ±a u along the diagonal, an axis and a random direction; opposite long ones have a small kernel."""
+    """Tokens ±a u along the diagonal, an axis and a random direction; opposite long ones have a small kernel.
+
+    For a method that may refuse some data all coordinates are positive and no token stands beside its opposite: an odd
+    kernel cancels such pairs, and products of coordinates or of signs vanish on the axes and on the diagonal.
+    """
     d = 4
     drawn = np.random.default_rng([subject.seed, 7]).standard_normal(d)
+    if subject.properties.partial:
+        u = np.abs(np.random.default_rng([subject.seed, 7]).standard_normal((3, d)))
+        u /= np.linalg.norm(u, axis=-1, keepdims=True)
+        tokens = np.concatenate([a * u for a in (0.2, 0.4, 0.6)]) * d**0.25
+        return AttentionProblem(tokens, tokens)
     u = np.stack([np.full(d, d**-0.5), np.eye(d)[0], drawn / np.linalg.norm(drawn)])
     x = np.concatenate([0.3 * u, 0.6 * u, 2.0 * u[::2]])
     tokens = np.concatenate([x, -x]) * d**0.25  # so that with the scale 1/√d they have the lengths above
