@@ -39,7 +39,9 @@ FAMILIES = (
     "nla_llm.methods.attention.series_features",
     "nla_llm.methods.attention.sketches",
     "nla_llm.methods.attention.randomised",
+    "nla_llm.methods.attention.control_variates",
     "nla_llm.methods.attention.sampled_keys",
+    "nla_llm.methods.attention.hyper",
     "nla_llm.methods.attention.landmarks",
     "nla_llm.methods.attention.columns",
     "nla_llm.methods.attention.clustered",
@@ -63,7 +65,8 @@ class Method(Protocol):
     """Anything that turns a problem into an operator. Nothing has to be subclassed.
 
     Optional attributes, read with ``getattr``: ``properties`` (:class:`Properties`), ``cost(problem)``,
-    ``theory(problem)``. What is absent is reported as absent, never assumed.
+    ``theory(problem)``, and ``target(problem)``, the operator aimed at where that is not softmax. What is absent is
+    reported as absent, never assumed.
     """
 
     def __call__(self, problem: Any, rng: int | np.random.Generator | None = None) -> Operator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import final
 
 import numpy as np
@@ -179,12 +180,22 @@ class RowNormalised(Operator):
     ``row_scale_log`` (..., n_q), where given, says that the kernel itself is diag(exp(row_scale_log)) A: a common
     factor of a row that cancels here and that would over- or underflow if it were multiplied out.
 
+    Parameters
+    ----------
+    exponentials
+        Where the factors of A are exponentials: those of queries (..., n_q, m or 1) and of keys (..., n_k, m or 1), None
+        for ones. They are read only when ``underflow_share`` is asked for.
+    visible
+        (..., n_k), True for keys that are not hidden; None where all are visible.
+
     Attributes
     ----------
     sums
         The row sums of A, (..., n_q).
     negative_share
         Share of rows with a negative sum (..., ): possible where features take both signs; reported, never clamped.
+    underflow_share
+        Share of features that are zero because their exponential underflowed (..., ).
 
     Raises
     ------
@@ -192,12 +203,21 @@ class RowNormalised(Operator):
         If a row sums to exactly zero or to a non-finite number.
     """
 
-    def __init__(self, op: Operator, *, row_scale_log: Array | None = None) -> None:
+    def __init__(
+        self,
+        op: Operator,
+        *,
+        row_scale_log: Array | None = None,
+        exponentials: tuple[Array | None, Array | None] = (None, None),
+        visible: Array | None = None,
+    ) -> None:
         super().__init__(op.shape, op.like)
         self.op = op
         self.row_scale_log = row_scale_log
         self.sums = op.row_sums()
         self.nonnegative = op.nonnegative
+        self._exponentials = exponentials
+        self._visible = visible
         xp = self.xp
         bad = ~(xp.isfinite(self.sums) & (self.sums != 0))
         if bool(xp.any(bad)):
@@ -206,6 +226,26 @@ class RowNormalised(Operator):
                 f"{share:.2%} of the rows have a sum that is zero or not finite, so they cannot be normalised: "
                 "no key shares a feature with these queries, or the features overflowed"
             )
+
+    @property
+    def underflow_share(self) -> Array:
+        """Share of the features of queries and visible keys whose exponential is exactly zero, for each batch entry.
+
+        Their logarithms are finite: in exact arithmetic no exponential vanishes. What underflows is smaller than the
+        largest of its row, or for keys of its feature, by more than the range of the format (e^88 in float32 and e^709
+        in float64, subnormal numbers aside), so its loss does not harm the sums; but a share near one says that the
+        kernel rests on a few features.
+        """
+        xp, (n_q, n_k), (of_queries, of_keys) = self.xp, self.shape[-2:], self._exponentials
+        seen = xp.ones((n_k,), dtype=self.dtype, device=device_of(self.like))
+        if self._visible is not None:
+            seen = xp.astype(self._visible, self.dtype)
+        lost = xp.zeros(self.batch_shape, dtype=self.dtype, device=device_of(self.like))
+        if of_queries is not None:
+            lost = lost + xp.sum(_zeros_of_rows(of_queries), axis=-1)
+        if of_keys is not None:
+            lost = lost + xp.sum(_zeros_of_rows(of_keys) * seen, axis=-1)
+        return lost / (n_q + xp.sum(seen, axis=-1))
 
     @property
     def negative_share(self) -> Array:
@@ -246,10 +286,13 @@ class Selection(Operator):
         xp = self.xp
         if self.index.ndim == 1:
             return xp.take(x, self.index, axis=-2)
+        n, c = x.shape[-2:]
         batch = np.broadcast_shapes(self.batch_shape, x.shape[:-2])
-        m, (n, c) = self.shape[-2], x.shape[-2:]
-        index = xp.broadcast_to(self.index[..., None], (*batch, m, c))
-        return xp.take_along_axis(xp.broadcast_to(x, (*batch, n, c)), index, axis=-2)
+        own, device = x.shape[:-2], device_of(self.index)
+        first = n * xp.reshape(xp.arange(prod(own), device=device), (*own, 1))  # row 0 of each matrix, all stacked
+        index = xp.broadcast_to(self.index + first, (*batch, self.shape[-2]))
+        rows = xp.take(xp.reshape(x, (-1, c)), xp.reshape(index, (-1,)), axis=0)  # whole rows move, not entries
+        return xp.reshape(rows, (*batch, self.shape[-2], c))
 
     def apply(self, x: Array) -> Array:
         return self.gather(x)
@@ -258,6 +301,12 @@ class Selection(Operator):
         xp = self.xp
         keys = xp.arange(self.shape[-1], device=device_of(self.index))
         return xp.astype(keys[:, None] == self.index[..., None, :], y.dtype) @ y
+
+
+def _zeros_of_rows(a: Array) -> Array:
+    """Share of zeros in each row of a matrix."""
+    xp = namespace(a)
+    return xp.mean(xp.astype(a == 0, a.dtype), axis=-1)
 
 
 def _through(near: Array, far: Array, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What all methods share that attend to a sample of the keys: logits on the sample with weights, and weighted draws."""
+"""What all methods share that attend to a sample of the keys: logits on a sample with weights, and draws."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 __all__ = [
     "draw_with_replacement",
     "draw_with_replacement_cost",
-    "exponentials_on_sample",
-    "exponentials_on_sample_cost",
+    "draw_without_replacement",
+    "draw_without_replacement_cost",
+    "exponentials",
+    "exponentials_cost",
+    "logits_on_sample",
+    "logits_on_sample_cost",
     "squared_value_norms",
     "squared_value_norms_cost",
     "uniform_numbers",
@@ -34,41 +38,50 @@ Expr = Any  # an int or an expression of SymPy, which has no types
 # -- attention on a sample ---------------------------------------------------------------------------------------------
 
 
-def exponentials_on_sample(
-    problem: AttentionProblem, sample: Selection, *, log_weight: Array | None = None, visible: Array | None = None
-) -> tuple[Array, Array]:
-    """exp(logits + log_weight − top) on the sampled keys, and the largest exponent ``top`` of each row.
+def logits_on_sample(
+    problem: AttentionProblem,
+    sample: Selection,
+    *,
+    log_weight: Array | float | None = None,
+    visible: Array | None = None,
+) -> Array:
+    """Logits on the sampled keys plus ``log_weight``, (..., n_q, m); −∞ where a query does not see a key.
 
     Parameters
     ----------
     sample
         The keys, an index (..., m); a key that it holds twice counts twice.
     log_weight
-        (..., m), or None for zeros.
+        (..., 1, m) or a number, or None for zeros.
     visible
-        Which of the sampled keys a query sees, (..., n_q, m) or (..., 1, m); None where it sees all. Every query must
-        see one.
-
-    Returns
-    -------
-    weights (..., n_q, m), top (..., n_q)
+        Which of the sampled keys a query sees, (..., n_q, m) or (..., 1, m); None where it sees all.
     """
     xp, q = problem.xp, problem.q
     logits = (problem.scale * q) @ xp.matrix_transpose(sample @ problem.k)
     if log_weight is not None:
-        logits = logits + log_weight[..., None, :]
+        logits = logits + log_weight
     if visible is not None:
         logits = xp.where(visible, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(q)))
+    return logits
+
+
+def logits_on_sample_cost(problem: AttentionProblem, m: Expr, *, weighted: bool) -> costs.Operations:
+    """Cost of :func:`logits_on_sample` for m keys; hidden ones are computed and thrown away."""
+    n_q, _, d, _ = costs.symbols_of(problem)
+    weights = costs.Operations(add=n_q * m if weighted else 0)
+    return costs.Operations(mul=n_q * d) + costs.formulas.matmul(n_q, d, m) + weights
+
+
+def exponentials(logits: Array) -> tuple[Array, Array]:
+    """exp(logits − top) and the largest logit ``top`` of each row, which must be finite: (..., n_q, m), (..., n_q)."""
+    xp = namespace(logits)
     top = xp.max(logits, axis=-1, keepdims=True)
     return xp.exp(logits - top), top[..., 0]
 
 
-def exponentials_on_sample_cost(problem: AttentionProblem, m: Expr, *, weighted: bool) -> costs.Operations:
-    """Cost of :func:`exponentials_on_sample` for m keys; hidden ones are computed and thrown away."""
-    n_q, _, d, _ = costs.symbols_of(problem)
-    f = costs.formulas
-    logits = costs.Operations(mul=n_q * d) + f.matmul(n_q, d, m) + costs.Operations(add=n_q * m if weighted else 0)
-    return logits + f.maximum_of(m, times=n_q) + costs.Operations(add=n_q * m, exp=n_q * m)
+def exponentials_cost(rows: Expr, m: Expr) -> costs.Operations:
+    """Cost of :func:`exponentials`."""
+    return costs.formulas.maximum_of(m, times=rows) + costs.Operations(add=rows * m, exp=rows * m)
 
 
 def visible_in_sample(problem: AttentionProblem, sample: Selection) -> Array | None:
@@ -88,7 +101,8 @@ def weighted_sample_attention(
     problem: AttentionProblem, sample: Selection, *, log_weight: Array, visible: Array | None = None
 ) -> RowNormalised:
     """diag(Â 1)⁻¹ Â for Â_ij = A_ij Σ_r w_r [sample_r = j], with A = exp(logits) and weights w = exp(log_weight)."""
-    weights, top = exponentials_on_sample(problem, sample, log_weight=log_weight, visible=visible)
+    logits = logits_on_sample(problem, sample, log_weight=log_weight[..., None, :], visible=visible)
+    weights, top = exponentials(logits)
     return RowNormalised(Product(Dense(weights, nonnegative=True), sample), row_scale_log=top)
 
 
@@ -98,12 +112,33 @@ def weighted_sample_attention_cost(problem: AttentionProblem, m: Expr) -> costs.
     f = costs.formulas
     sums = f.matmul(n_q, m, 1) + costs.Operations(compare=2 * n_q)
     return costs.Cost(
-        prepare=exponentials_on_sample_cost(problem, m, weighted=True) + sums,
+        prepare=logits_on_sample_cost(problem, m, weighted=True) + exponentials_cost(n_q, m) + sums,
         apply=f.matmul(n_q, m, d_v) + costs.Operations(div=n_q * d_v),
     )
 
 
-# -- weighted draws ----------------------------------------------------------------------------------------------------
+# -- draws -------------------------------------------------------------------------------------------------------------
+
+
+def draw_without_replacement(problem: AttentionProblem, m: int, rng: np.random.Generator) -> Selection:
+    """m keys drawn uniformly without replacement, in ascending order.
+
+    Masked keys are drawn last; the first key always belongs to the sample of a causal problem, whose first query sees
+    no other. The same sample serves all heads with the same mask.
+    """
+    xp, q = problem.xp, problem.q
+    priority = rng.random(problem.n_k)
+    if problem.causal:
+        priority[0] = -1.0
+    order = xp.asarray(priority, device=device_of(q))
+    if problem.key_mask is not None:
+        order = xp.where(problem.key_mask, order, xp.asarray(2.0, dtype=order.dtype, device=device_of(q)))
+    return Selection(xp.sort(xp.argsort(order, axis=-1)[..., :m], axis=-1), problem.n_k, like=q)
+
+
+def draw_without_replacement_cost(n: Expr) -> costs.Operations:
+    """Cost of :func:`draw_without_replacement`: a number for each key, sorted."""
+    return costs.Operations(draw=n) + costs.formulas.merge_sort(n)
 
 
 def uniform_numbers(rng: np.random.Generator, m: int, *, stratified: bool) -> NDArray[np.float64]:

@@ -9,12 +9,16 @@ from nla_llm import costs
 from nla_llm.backend import Array, device_of, generator, namespace, to_numpy
 from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.attention.samples import (
-    exponentials_on_sample,
-    exponentials_on_sample_cost,
+    draw_without_replacement,
+    draw_without_replacement_cost,
+    exponentials,
+    exponentials_cost,
+    logits_on_sample,
+    logits_on_sample_cost,
     visible_in_sample,
 )
 from nla_llm.methods.registry import Properties, register, require, whole_number
-from nla_llm.operators import Dense, LowRank, Operator, Product, Selection
+from nla_llm.operators import Dense, LowRank, Operator, Product
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,25 +93,19 @@ class RandomKeys:
         require(self, problem)
         if self.m > problem.n_k:
             raise ValueError(f"m={self.m} keys cannot be drawn without replacement from n_k={problem.n_k}")
-        xp, q = problem.xp, problem.q
-        priority = generator(rng).random(problem.n_k)
-        if problem.causal:
-            priority[0] = -1.0
-        order = xp.asarray(priority, device=device_of(q))
-        if problem.key_mask is not None:
-            order = xp.where(problem.key_mask, order, xp.asarray(2.0, dtype=order.dtype, device=device_of(q)))
-        sample = Selection(xp.sort(xp.argsort(order, axis=-1)[..., : self.m], axis=-1), problem.n_k, like=q)
-        weights, _ = exponentials_on_sample(problem, sample, visible=visible_in_sample(problem, sample))
-        weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+        sample = draw_without_replacement(problem, self.m, generator(rng))
+        weights, _ = exponentials(logits_on_sample(problem, sample, visible=visible_in_sample(problem, sample)))
+        weights = weights / problem.xp.sum(weights, axis=-1, keepdims=True)
         return Product(Dense(weights, nonnegative=True), sample)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """The draw, sorted; softmax on m keys, hidden ones computed and thrown away; a product with m rows of v."""
         n_q, n_k, _, d_v = costs.symbols_of(problem)
         m, f = costs.m, costs.formulas
-        draw = costs.Operations(draw=n_k) + f.merge_sort(n_k)
-        softmax = exponentials_on_sample_cost(problem, m, weighted=False) + costs.Operations(div=n_q * m)
-        return costs.Cost(prepare=draw + softmax + f.sum_of(m, times=n_q), apply=f.matmul(n_q, m, d_v))
+        logits = logits_on_sample_cost(problem, m, weighted=False)
+        softmax = exponentials_cost(n_q, m) + f.sum_of(m, times=n_q) + costs.Operations(div=n_q * m)
+        draw = draw_without_replacement_cost(n_k)
+        return costs.Cost(prepare=draw + logits + softmax, apply=f.matmul(n_q, m, d_v))
 
 
 @register("optimal_rank")
