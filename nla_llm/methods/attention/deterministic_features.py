@@ -169,7 +169,7 @@ class MonomialFeatures(ABC):
         shrink = 1.0 / xp.sqrt(1.0 + xp.sum(x * x, axis=-1, keepdims=True))
         unit_vector = xp.concat([shrink, shrink * x], axis=-1)
         amplitude = by_heads(lambda u: _weighted_monomials(u, self.degree, weights), unit_vector)
-        return Features(amplitude=amplitude, log=-float(self.degree) * xp.log(shrink))
+        return Features(amplitude=amplitude, row=-float(self.degree) * xp.log(shrink))
 
     def _require_room(self, problem: AttentionProblem) -> None:
         tokens = prod(problem.q.shape[:-1]) + prod(problem.k.shape[:-1])
@@ -189,7 +189,7 @@ class MonomialFeatures(ABC):
         packed = costs.Operations(mul=_binomial(d, p + 1, p) - d - 2 + _binomial(d, p, p))
         features = (n_q + n_k) * (inputs + packed)
         return costs.Cost(prepare=features) + kernel_attention_cost(
-            problem, _binomial(d, p, p), log_width=1, amplitude=True
+            problem, _binomial(d, p, p), amplitude=True, row=True
         )
 
 
