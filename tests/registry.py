@@ -41,6 +41,8 @@ ROWS = (
     Row("cosformer"),
     Row("cosformer", {"length": 500}),
     # fitted features
+    Row("fitted_features", {"m": 8}),
+    Row("fitted_features", {"m": 7, "tied": True}),
     # random features
     Row("positive_features", {"m": 16}),
     Row("positive_features", {"m": 16, "orthogonal": True}),
@@ -119,6 +121,7 @@ ROWS = (
     Row("longformer", {"m": 16}),
     Row("bigbird", {"m": 16}),
     Row("block_sparse", {"m": 16}),
+    Row("top_k", {"m": 16}),
     # hierarchical
     # updates
     Row("truncated_svd", {"rank": 4}),

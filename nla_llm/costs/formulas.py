@@ -22,6 +22,7 @@ __all__ = [
     "CausalLowRankShape",
     "LowRankShape",
     "eigh",
+    "bisections",
     "exact_attention",
     "hadamard_directions",
     "hadamard_projection",
@@ -33,7 +34,9 @@ __all__ = [
     "orthogonal_directions",
     "pseudo_inverse",
     "ridge_inverse",
+    "pairs_inside_segments",
     "row_normalised",
+    "segment_slots",
     "simplex_directions",
     "softmax_product",
     "softmax_rows",
@@ -71,6 +74,25 @@ def merge_sort(length: Expr) -> Operations:
     """Sorting: n⌈lg n⌉ − 2^⌈lg n⌉ + 1 comparisons (Knuth, The Art of Computer Programming, volume 3, section 5.2.4)."""
     levels = sympy.ceiling(sympy.log(length, 2))
     return Operations(compare=length * levels - 2**levels + 1)
+
+
+def bisections(length: Expr) -> Expr:
+    """Steps of a search by bisection among ``length`` entries, ⌈lg length⌉."""
+    return sympy.ceiling(sympy.log(length, 2))
+
+
+def segment_slots(n: Expr, m: Expr) -> Expr:
+    """Slots of m segments of n tokens, those that are filled up included."""
+    return m * sympy.ceiling(n / m)
+
+
+def pairs_inside_segments(n_q: Expr, n_k: Expr, m: Expr, *, causal: bool = False) -> Expr:
+    """Pairs of a query and a key of segments of the same number: m segments of ⌊n/m⌋ tokens, the last n mod m of one more."""
+    length_q, length_k = sympy.floor(n_q / m), sympy.floor(n_k / m)
+    longer_q, longer_k = sympy.Mod(n_q, m), sympy.Mod(n_k, m)
+    if causal:
+        return (m - longer_q) * length_q * (length_q + 1) / 2 + longer_q * (length_q + 1) * (length_q + 2) / 2
+    return m * length_q * length_k + longer_q * length_k + longer_k * length_q + sympy.Min(longer_q, longer_k)
 
 
 def svd(rows: Expr, columns: Expr) -> Operations:

@@ -47,6 +47,7 @@ FAMILIES = (
     "nla_llm.methods.attention.clustered",
     "nla_llm.methods.attention.projections",
     "nla_llm.methods.attention.sparse",
+    "nla_llm.methods.attention.content_sparse",
     "nla_llm.methods.attention.hierarchical",
     "nla_llm.methods.update.truncation",
 )

@@ -95,6 +95,23 @@ class Uniform(Faulty):
         return Dense(weights / weights.sum(axis=-1, keepdims=True))
 
 
+class ZerosForAnotherTarget(Zeros):
+    """A target of its own is no excuse."""
+
+    properties = replace(CONVERGES, row_stochastic=False, target="square kernel")
+
+    @staticmethod
+    def target(problem):
+        return Dense((problem.q @ np.swapaxes(problem.k, -1, -2)) ** 2)
+
+
+class SoftmaxForAnotherTarget(ConvergesOnly):
+    """It converges, but not to what it says."""
+
+    properties = replace(CONVERGES, target="square kernel")
+    target = staticmethod(ZerosForAnotherTarget.target)
+
+
 class RandomKeys(Faulty):
     properties = replace(CONVERGES, supports=frozenset(), permutation_equivariant=False)
 

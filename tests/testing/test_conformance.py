@@ -17,6 +17,8 @@ FAULTS = {
     faulty.Zeros: "converges",
     faulty.Uniform: "converges",
     faulty.RandomKeys: "beats_random_keys",
+    faulty.ZerosForAnotherTarget: "converges",
+    faulty.SoftmaxForAnotherTarget: "converges",
     faulty.NoSignFix: "unbiased",
     faulty.NoSignFixConvergesOnly: "converges",
     faulty.UnnormalisedDirections: "unbiased",

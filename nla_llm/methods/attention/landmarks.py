@@ -7,16 +7,24 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, namespace
+from nla_llm.backend import Array, device_of, generator, namespace
+from nla_llm.methods.attention.gaussian import (
+    gaussian,
+    gaussian_cost,
+    half_squares,
+    joined_tokens,
+    kernel_inputs,
+    sample_tokens,
+)
 from nla_llm.methods.registry import Properties, register, require, whole_number
-from nla_llm.operators import Selection, Skeleton, SoftmaxAttention
+from nla_llm.operators import Dense, Diagonal, Operator, Product, Selection, Skeleton, SoftmaxAttention
 
 if TYPE_CHECKING:
     import numpy as np
 
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["Nystromformer", "segment_means"]
+__all__ = ["Nystromformer", "Skyformer", "segment_means"]
 
 _ILL_CONDITIONED = dict.fromkeys(
     ("operator_laws", "precision", "array_api"),
@@ -185,3 +193,119 @@ def segment_means_cost(n: Any, m: Any, d: Any) -> costs.Operations:
 def _positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, float | int) or not (isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+# -- Skyformer -----------------------------------------------------------------------------------------------------
+
+
+@register("skyformer")
+@final
+@dataclass(frozen=True)
+class Skyformer:
+    """C̃ = κ(x, s) (κ(s, s) + λI)⁻¹ κ(s, y) for the Gaussian kernel κ(x, y) = exp(−|x − y|²/2), with m sampled tokens s.
+
+    Chen, Zeng, Ji and Yang 2021, arXiv 2111.00035, eq. (5), with x = √scale q and y = √scale k: a Nyström approximation
+    of the cross block of the positive semi-definite matrix of all queries and keys. It aims at the Gaussian kernel
+    matrix without normalisation, ``target(problem)``, not at softmax; the rows sum to what that kernel's rows sum to.
+    Tokens are drawn uniformly without replacement from queries and visible keys, the same places in all heads. The
+    operator is a :class:`~nla_llm.operators.Skeleton`; its ``core_condition`` is that of κ(s, s), without λ.
+
+    Parameters
+    ----------
+    m
+        Number of sampled tokens, at most those of queries and visible keys together.
+    ridge
+        λ, in units of the diagonal of the kernel, which is one. The default is an empirical choice.
+    core
+        'iteration': the third-order iteration for D^(-1/2) (κ(s, s) + λI) D^(-1/2), D the diagonal matrix of its row
+        sums, from the identity, as published; the largest eigenvalue of that matrix is exactly one. 'exact': by
+        eigenvalues, in float64.
+    iterations
+        Steps of the iteration.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = np.linspace(0, 1, 20)[:, None]
+    >>> problem = AttentionProblem(q, q)
+    >>> error = Skyformer(6, core="exact", ridge=1e-9)(problem, rng=0) - Skyformer.target(problem)
+    >>> bool(abs(error.dense()).max() < 1e-6)
+    True
+    """
+
+    m: int
+    _: KW_ONLY
+    ridge: float = 1e-3
+    core: str = "iteration"
+    iterations: int = 6
+    properties: ClassVar[Properties] = Properties(
+        family="landmarks", target="gaussian kernel", budget="m", converges=True, row_stochastic=False,
+        deterministic=False, permutation_equivariant=False, supports=frozenset({"key_mask"}),
+        refusals={"causal": "a landmark that is a later token would leak into earlier rows"},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        whole_number("m", self.m)
+        whole_number("iterations", self.iterations)
+        if self.core not in {"iteration", "exact"}:
+            raise ValueError(f"core must be 'iteration' or 'exact', got {self.core!r}")
+        _positive("ridge", self.ridge)
+
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Skeleton:
+        """Operator C̃ with both cross kernels held, n × m each."""
+        require(self, problem)
+        x, y = kernel_inputs(problem)
+        sample = sample_tokens(problem, self.m, generator(rng))
+        tokens = joined_tokens(x, y)
+        s = sample.gather(tokens)
+        left, right, inner = gaussian(x, s), gaussian(s, y), gaussian(s, s)
+        if problem.key_mask is not None:
+            xp = namespace(right)
+            right = xp.where(problem.key_mask[..., None, :], right, xp.zeros_like(right))
+        return Skeleton(Dense(left, nonnegative=True), self._inverse(inner), Dense(right), intersection=inner)
+
+    def _inverse(self, inner: Array) -> Array:
+        """(κ(s, s) + λI)⁻¹, or what the iteration makes of it."""
+        from nla_llm.linalg.inverses import iterated_inverse  # noqa: PLC0415 - floor 1, loaded only where it is used
+
+        xp = namespace(inner)
+        if self.core == "exact":
+            values, vectors = xp.linalg.eigh(xp.astype(inner, xp.float64, copy=False))
+            scaled = vectors / (xp.maximum(values, xp.zeros_like(values)) + self.ridge)[..., None, :]
+            return xp.astype(scaled @ xp.matrix_transpose(vectors), inner.dtype, copy=False)
+        eye = xp.eye(self.m, dtype=inner.dtype, device=device_of(inner))
+        shifted = inner + self.ridge * eye
+        root = 1.0 / xp.sqrt(xp.sum(shifted, axis=-1, keepdims=True))
+        both = root * xp.matrix_transpose(root)
+        return both * iterated_inverse(both * shifted, self.iterations, start=eye)
+
+    @staticmethod
+    def target(problem: AttentionProblem) -> Operator:
+        """The Gaussian kernel matrix itself, streamed in float64."""
+        xp = problem.xp
+        x, y = kernel_inputs(problem.astype(xp.float64))
+        ones = xp.ones((*x.shape[:-1], 1), dtype=x.dtype, device=device_of(x))
+        softmax = SoftmaxAttention(
+            xp.concat([x, ones], axis=-1), xp.concat([y, -half_squares(y)], axis=-1), scale=1.0,
+            key_mask=problem.key_mask,
+        )  # fmt: skip
+        return Product(Diagonal(xp.exp(softmax.log_sum_exp - half_squares(x)[..., 0])), softmax)
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """The draw, sorted; three kernel matrices; the inverse; then two products of order nm and one of order m²."""
+        n_q, n_k, d, d_v = costs.symbols_of(problem)
+        m, f, count = costs.m, costs.formulas, costs.Operations
+        draw = count(draw=n_q + n_k) + f.merge_sort(n_q + n_k) + count(mul=(n_q + n_k) * d)
+        kernels = gaussian_cost(n_q, m, d) + gaussian_cost(m, n_k, d) + gaussian_cost(m, m, d)
+        products = f.matmul(m, n_k, d_v) + f.matmul(m, m, d_v) + f.matmul(n_q, m, d_v)
+        return costs.Cost(prepare=draw + kernels + self._inverse_cost(), apply=products)
+
+    def _inverse_cost(self) -> costs.Operations:
+        from sympy import Symbol  # noqa: PLC0415 - loads where a formula is asked for
+
+        m, f, count = costs.m, costs.formulas, costs.Operations
+        if self.core == "exact":
+            return f.eigh(m) + count(compare=m, add=m, div=m**2) + f.matmul(m, m, m)
+        scaling = count(mul=4 * m**2, add=m**2, sqrt=m, div=m) + f.sum_of(m, times=m)
+        return scaling + f.iterated_inverse(m, Symbol("iterations"))

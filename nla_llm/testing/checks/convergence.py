@@ -156,13 +156,16 @@ def _test(log_ratios: NDArray[np.float64], bound: float, what: str) -> Figure:
 
 
 def _against_random_keys(subject: Subject, problem: AttentionProblem, budget: int = 8) -> Figure:
+    reference = _reference(subject, problem)  # the yardstick is held against the same matrix
     try:
-        errors = _log_errors(subject.with_budget(budget), problem, seed=subject.seed, draws=_draws(subject))
+        errors = _log_errors(
+            subject.with_budget(budget), problem, seed=subject.seed, draws=_draws(subject), reference=reference
+        )
     except FloatingPointError as refusal:
         if not subject.properties.partial:
             raise
         return Figure(np.inf, 0.5, f"no error, since the problem was refused: {refusal}")  # no reason to be believed
-    yardstick = _log_errors(method("random_keys", m=budget), problem, seed=subject.seed + 1)
+    yardstick = _log_errors(method("random_keys", m=budget), problem, seed=subject.seed + 1, reference=reference)
     return _test(errors - np.mean(yardstick), 0.5, f"error over that of {budget} random keys")
 
 
