@@ -36,6 +36,7 @@ FAMILIES = (
     "nla_llm.methods.attention.fitted_features",
     "nla_llm.methods.attention.random_features",
     "nla_llm.methods.attention.exponential_features",
+    "nla_llm.methods.attention.hybrid_features",
     "nla_llm.methods.attention.series_features",
     "nla_llm.methods.attention.sketches",
     "nla_llm.methods.attention.randomised",

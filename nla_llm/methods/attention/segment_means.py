@@ -1,0 +1,60 @@
+"""What methods share that draw directions near tokens: their units, half squared norms, and means of segments."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from nla_llm import costs
+from nla_llm.backend import Array, device_of, namespace
+
+if TYPE_CHECKING:
+    from nla_llm.operators import Segments
+    from nla_llm.problems import AttentionProblem
+
+__all__ = ["half_square_norm", "norms_cost", "segment_means", "segment_means_cost", "unit_scale"]
+
+
+def unit_scale(problem: AttentionProblem) -> tuple[Array, Array]:
+    """x and y with x·y equal to the logits."""
+    root = sqrt(abs(problem.scale))
+    return root * problem.q, (root if problem.scale >= 0 else -root) * problem.k
+
+
+def half_square_norm(x: Array) -> Array:
+    """½|x|² of every token, (..., n, 1)."""
+    return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
+
+
+def norms_cost(tokens: costs.formulas.Expr, d: costs.formulas.Expr) -> costs.Operations:
+    """Cost of :func:`half_square_norm`."""
+    norms: costs.Operations = tokens * (costs.Operations(mul=d + 1) + costs.formulas.sum_of(d))
+    return norms
+
+
+def segment_means(x: Array, segments: Segments, mask: Array | None = None) -> tuple[Array, Array]:
+    """Means of the visible tokens of each segment (..., m, d), and how many these are (..., m).
+
+    A segment without visible tokens takes the mean of all.
+    """
+    xp = namespace(x)
+    keep = xp.asarray(segments.filled[:, None, :], device=device_of(x))
+    if mask is not None:
+        keep = keep & xp.matrix_transpose(segments.split(mask[..., None]))
+    count = xp.sum(xp.astype(keep, xp.int64), axis=(-2, -1))
+    size = xp.astype(xp.where(count > 0, count, 1), x.dtype)[..., None]
+    sums = (xp.astype(keep, x.dtype) @ segments.split(x))[..., 0, :]
+    if mask is None:
+        return sums / size, count
+    total = xp.astype(xp.sum(count, axis=-1), x.dtype)[..., None, None]
+    overall = xp.sum(sums, axis=-2, keepdims=True) / total
+    return xp.where((count > 0)[..., None], sums / size, overall), count
+
+
+def segment_means_cost(
+    n: costs.formulas.Expr, d: costs.formulas.Expr, m: costs.formulas.Expr, *, mask: bool = False
+) -> costs.Operations:
+    """Sums over all slots of the segments, filled up or not, and the divisions."""
+    f = costs.formulas
+    sums = costs.Operations(madd=f.segment_slots(n, m) * d, div=m * d)
+    return sums + f.sum_of(m, times=d) + costs.Operations(div=d) if mask else sums
