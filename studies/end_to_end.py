@@ -140,24 +140,24 @@ def draw_predictors(fig: Canvas, data: pd.DataFrame) -> None:
 
 
 def draw_losses(fig: Canvas, data: pd.DataFrame) -> None:
-    """Loss with the attention of all layers replaced, with its interval, between the model as it is and chance."""
+    """Increase of the loss with the attention of all layers replaced, between none and the unigram entropy."""
     from nla_llm.report import style  # noqa: PLC0415
 
     ax = fig.subplots()
     places = range(len(data))
-    bars = np.abs(np.stack([data["loss"] - data["loss_lower"], data["loss_upper"] - data["loss"]]))
+    value = data["increase"]
+    bars = np.abs(np.stack([value - data["increase_lower"], data["increase_upper"] - value]))
     grey = data["method"].isin(["uniform", "random_keys"])
     for these, colour in ((~grey, style.FAMILIES["kernel"]), (grey, "#7A7A7A")):
         here = np.flatnonzero(these)
-        ax.errorbar(
-            data["loss"].iloc[here], here, xerr=bars[:, here], fmt="o", color=colour, markersize=3.5, elinewidth=0.9
-        )
-    for value, words in ((data["plain"].iloc[0], "as it is"), (data["unigram"].iloc[0], "unigram entropy")):
-        ax.axvline(value, color=style.INK, linewidth=0.9)
-        ax.annotate(words, (value, len(data) - 0.4), ha="center", va="bottom", fontsize=7.5, annotation_clip=False)
+        ax.errorbar(value.iloc[here], here, xerr=bars[:, here], fmt="o", color=colour, markersize=3.5, elinewidth=0.9)
+    ignorance = data["unigram"].iloc[0] - data["plain"].iloc[0]
+    for where, words in ((0.0, " the model as it is"), (ignorance, " unigram entropy")):
+        ax.axvline(where, color=style.INK, linewidth=0.9)
+        ax.text(where, len(data) - 0.2, words, ha="left", va="center", fontsize=7.5)
     ax.set_yticks(places, data["name"], fontsize=7.5)
-    ax.set_ylim(-0.7, len(data) - 0.3)
-    style.label(ax, "loss in nats per token, attention of all layers replaced", "")
+    ax.set_ylim(-0.7, len(data) + 0.3)
+    style.label(ax, "increase of the loss in nats per token, attention of all layers replaced", "")
 
 
 def everywhere(records: pd.DataFrame) -> pd.DataFrame:
@@ -173,7 +173,7 @@ def everywhere(records: pd.DataFrame) -> pd.DataFrame:
 def figures(records: pd.DataFrame) -> list[Figure]:
     """The predictors, and the losses."""
     single, whole = single_layers(records), everywhere(records)
-    columns = ["name", "method", "loss", "loss_lower", "loss_upper", "plain", "unigram"]
+    columns = ["name", "method", "increase", "increase_lower", "increase_upper", "plain", "unigram"]
     return [
         Figure(
             "predictors",
@@ -187,7 +187,8 @@ def figures(records: pd.DataFrame) -> list[Figure]:
         ),
         Figure(
             "losses",
-            "Loss of the model when a method replaces the attention of all layers, without any retraining; bars: 95 "
+            "Increase of the loss of the model when a method replaces the attention of all layers, without any "
+            "retraining; bars: 95 "
             "% intervals over "
             "pieces of held-out text. Grey: doing nothing (uniform attention, random keys).",
             draw_losses,
