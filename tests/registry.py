@@ -104,6 +104,9 @@ ROWS = (
     Row("kdeformer", {"m": 16, "queries": 5, "stratified": True}),
     Row("hyper_attention", {"m": 16}),
     Row("hyper_attention", {"m": 9, "bits": 3}),
+    Row("thinformer", {"m": 16}),
+    Row("thinformer", {"m": 5, "bucket": 8}),
+    Row("thinformer", {"m": 16, "bucket": 8, "greedy": True}),
     # landmarks
     Row("nystromformer", {"m": 8}),
     Row("nystromformer", {"m": 8, "core": "pinv"}),
@@ -111,6 +114,8 @@ ROWS = (
     Row("skyformer", {"m": 8}),
     Row("skyformer", {"m": 8, "core": "exact"}),
     # columns
+    Row("rpcholesky", {"m": 8}),
+    Row("rpcholesky", {"m": 8, "balance": 1}),
     # clustered
     Row("clustered_attention", {"m": 8}),
     Row("improved_clustered_attention", {"m": 8, "k": 5}),
@@ -125,6 +130,8 @@ ROWS = (
     Row("bigbird", {"m": 16}),
     Row("block_sparse", {"m": 16}),
     Row("top_k", {"m": 16}),
+    Row("reformer", {"m": 16}),
+    Row("reformer", {"m": 16, "rounds": 3}),
     # hierarchical
     # updates
     Row("truncated_svd", {"rank": 4}),

@@ -28,7 +28,7 @@ from nla_llm.backend import to_numpy
 if TYPE_CHECKING:
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["AttentionSizes", "symbols_of", "values", "visible_pairs"]
+__all__ = ["AttentionSizes", "structural_pairs", "symbols_of", "values", "visible_pairs"]
 
 n, n_q, n_k, d, d_v, m, r, c, w, p, d_out, d_in = sympy.symbols("n n_q n_k d d_v m r c w p d_out d_in")
 
@@ -67,8 +67,11 @@ def visible_pairs(problem: AttentionProblem) -> sympy.Expr:
     >>> visible_pairs(AttentionProblem(np.zeros((4, 2)), np.zeros((4, 2)), causal=True))
     n*(n + 1)/2
     """
-    if problem.key_mask is not None:
-        return p
+    return structural_pairs(problem) if problem.key_mask is None else p
+
+
+def structural_pairs(problem: AttentionProblem) -> sympy.Expr:
+    """Number of pairs that causality and window leave, those that a mask of keys hides among them."""
     sizes = symbols_of(problem)
     if problem.window is not None:
         return n * w - w * (w - 1) / 2 if problem.causal else n * (2 * w - 1) - w * (w - 1)

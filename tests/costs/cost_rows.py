@@ -16,9 +16,9 @@ def smallest_size(method):
     """Least number of tokens, rows or columns that a method takes."""
     if method.name in {"nystromformer", "skyformer", "rpcholesky", "cur_attention", "improved_clustered_attention"}:
         return 3 * method.m  # as many visible keys as landmarks: a mask shows 70 % of them
-    if method.properties.family == "pattern":
+    if method.properties.family in {"pattern", "content"}:
         return method.m
-    if method.name in {"linformer", "gaussian_projection", "lara", "eva"}:
+    if method.name in {"thinformer", "linformer", "gaussian_projection", "lara", "eva"}:
         return method.m
     bounded = {"clustered_attention": "m", "random_keys": "m", "optimal_rank": "m", "truncated_svd": "rank"}
     return getattr(method, bounded[method.name]) if method.name in bounded else 1

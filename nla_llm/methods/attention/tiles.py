@@ -104,7 +104,7 @@ def to_tiles(x: Array, tall: int) -> Array:
 
 
 def tile_softmax(
-    q: Array, k: Array, keys: Array, seen: Array, key_mask: Array | None, *, empty_rows: bool = False
+    q: Array, k: Array, keys: Array, seen: Array, key_mask: Array | None, *, repeated: Array | None = None
 ) -> tuple[Array, Array]:
     """exp(logits − largest) on tiles, zero on what is not seen, and the largest logits of the rows.
 
@@ -118,21 +118,25 @@ def tile_softmax(
         Gathered keys (..., T, s) and which of them a query sees, (..., T, b, s).
     key_mask
         Boolean (..., n_k), or None.
-    empty_rows
-        A row may see nothing; its largest logit is −∞.
+    repeated
+        Pairs that are counted elsewhere already, (..., T, b, s). Where these are given a row may be left with nothing;
+        its largest logit is −∞.
     """
     if is_numpy(q, k, keys, seen):
-        return _numpy_softmax(q, k, keys, seen, key_mask, empty_rows=empty_rows)
+        seen = seen if repeated is None else seen & ~repeated
+        return _numpy_softmax(q, k, keys, seen, key_mask, empty_rows=repeated is not None)
     xp = namespace(q)
     logits = matmul_where(q, xp.matrix_transpose(gather_rows(k, keys)), seen, -xp.inf)
+    kept = None if repeated is None else ~repeated
     if key_mask is not None:
-        kept = xp.matrix_transpose(gather_rows(key_mask[..., None], keys))
-        if not empty_rows and not bool(xp.all(xp.any(seen & kept, axis=-1))):
+        visible = xp.matrix_transpose(gather_rows(key_mask[..., None], keys))
+        kept = visible if kept is None else kept & visible
+        if repeated is None and not bool(xp.all(xp.any(seen & kept, axis=-1))):
             raise masked_row_error()
-        # of what is not seen nothing was computed; what is seen and hidden is thrown away
+    if kept is not None:  # of what is not seen nothing was computed; what is seen and hidden is thrown away
         logits = xp.where(kept | ~seen, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(q)))
     top = shift = xp.max(logits, axis=-1)
-    if empty_rows:
+    if repeated is not None:
         shift = xp.where(top > -xp.inf, top, xp.zeros((), dtype=top.dtype, device=device_of(q)))
     return xp.exp(logits - shift[..., None]), top
 
