@@ -27,6 +27,7 @@ __all__ = [
     "squared_value_norms",
     "squared_value_norms_cost",
     "uniform_numbers",
+    "values_of_operator",
     "visible_in_sample",
     "weighted_sample_attention",
     "weighted_sample_attention_cost",
@@ -210,22 +211,30 @@ def _count_at_most(ordered: Array, u: Array) -> Array:
     return count
 
 
-def squared_value_norms(problem: AttentionProblem) -> Array:
-    """|v_j|² of each key, (..., n_k) in the batch axes of the operator; ones where the problem has no values (V = I).
+def values_of_operator(problem: AttentionProblem) -> Array:
+    """Values (..., n_k, c) whose batch axes are those of the attention matrix: other axes become columns.
 
-    Values with more batch axes than queries and keys are so many columns of one right-hand side.
+    Values that differ along an axis that the matrix does not have are so many columns of one right-hand side.
     """
+    xp, v, batch = problem.xp, problem.v, problem.batch_shape
+    extra = v.ndim - 2 - len(batch)
+    for _ in range(extra):
+        v = xp.moveaxis(v, 0, -2)
+        v = xp.reshape(v, (*v.shape[:-2], -1))
+    for axis, size in enumerate(batch[len(batch) - v.ndim + 2 :]):
+        if size < v.shape[axis]:
+            v = xp.moveaxis(v, axis, -2)
+            v = xp.expand_dims(xp.reshape(v, (*v.shape[:-2], -1)), axis=axis)
+    return v
+
+
+def squared_value_norms(problem: AttentionProblem) -> Array:
+    """|v_j|² of each key, (..., n_k); ones where the problem has no values (V = I)."""
     xp = problem.xp
     if problem.v is None:
         return xp.ones((problem.n_k,), dtype=problem.q.dtype, device=device_of(problem.q))
-    squares = xp.sum(problem.v * problem.v, axis=-1)
-    batch = problem.batch_shape
-    while squares.ndim - 1 > len(batch):
-        squares = xp.sum(squares, axis=0)
-    for axis, size in enumerate(batch[len(batch) - squares.ndim + 1 :]):
-        if size == 1 and squares.shape[axis] > 1:
-            squares = xp.sum(squares, axis=axis, keepdims=True)
-    return squares
+    v = values_of_operator(problem)
+    return xp.sum(v * v, axis=-1)
 
 
 def squared_value_norms_cost(problem: AttentionProblem) -> costs.Operations:
