@@ -42,9 +42,9 @@ class TopK:
     --------
     >>> import numpy as np
     >>> from nla_llm.problems import AttentionProblem
-    >>> q, k = np.array([[1.0], [-1.0]]), np.array([[0.0], [5.0], [5.0]])
+    >>> q, k = np.array([[1.0], [-1.0]]), np.array([[0.0], [5.0], [6.0]])
     >>> TopK(2)(AttentionProblem(q, k)).dense().round(3).tolist()
-    [[0.0, 0.5, 0.5], [0.993, 0.007, 0.0]]
+    [[0.0, 0.269, 0.731], [0.993, 0.007, 0.0]]
     """
 
     m: int
