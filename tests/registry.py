@@ -68,8 +68,8 @@ ROWS = (
     Row("sderf_features", {"m": 16}),
     Row("sderf_features", {"m": 16, "orthogonal": True, "recentre": True}),
     Row("hybrid_features", {"m": 16}),
-    Row("hybrid_features", {"m": 16, "r": 3, "orthogonal": True}),
-    Row("hybrid_features", {"m": 16, "weight": "gaussian", "r": 2, "width": 0.7}),
+    Row("hybrid_features", {"m": 16, "r": 2, "orthogonal": True}),
+    Row("hybrid_features", {"m": 16, "weight": "gaussian", "width": 0.7}),
     # series features
     Row("maclaurin_features", {"m": 16}),
     Row("maclaurin_features", {"m": 16, "stratified": True}),

@@ -183,8 +183,8 @@ class RowNormalised(Operator):
     Parameters
     ----------
     exponentials
-        Where the factors of A are exponentials: those of queries (..., n_q, m or 1) and of keys (..., n_k, m or 1), None
-        for ones. They are read only when ``underflow_share`` is asked for.
+        Where the factors of A contain exponentials: those of queries (..., n_q, m or 1) and of keys (..., n_k, m or 1),
+        None for ones. They are read only when ``underflow_share`` is asked for.
     visible
         (..., n_k), True for keys that are not hidden; None where all are visible.
 
@@ -232,15 +232,15 @@ class RowNormalised(Operator):
         """Share of the features of queries and visible keys whose exponential is exactly zero, for each batch entry.
 
         Their logarithms are finite: in exact arithmetic no exponential vanishes. What underflows is smaller than the
-        largest of its row, or for keys of its feature, by more than the range of the format (e^88 in float32 and e^709
-        in float64, subnormal numbers aside), so its loss does not harm the sums; but a share near one says that the
+        largest of its row, or for keys than the largest of its feature, by more than the range of the format, about
+        e^103 in float32 and e^745 in float64. Its loss does not show in the sums, but a share near one says that the
         kernel rests on a few features.
         """
         xp, (n_q, n_k), (of_queries, of_keys) = self.xp, self.shape[-2:], self._exponentials
-        seen = xp.ones((n_k,), dtype=self.dtype, device=device_of(self.like))
+        seen = xp.ones((n_k,), dtype=xp.float64, device=device_of(self.like))
         if self._visible is not None:
-            seen = xp.astype(self._visible, self.dtype)
-        lost = xp.zeros(self.batch_shape, dtype=self.dtype, device=device_of(self.like))
+            seen = xp.astype(self._visible, xp.float64)
+        lost = xp.zeros(self.batch_shape, dtype=xp.float64, device=device_of(self.like))
         if of_queries is not None:
             lost = lost + xp.sum(_zeros_of_rows(of_queries), axis=-1)
         if of_keys is not None:
@@ -306,7 +306,7 @@ class Selection(Operator):
 def _zeros_of_rows(a: Array) -> Array:
     """Share of zeros in each row of a matrix."""
     xp = namespace(a)
-    return xp.mean(xp.astype(a == 0, a.dtype), axis=-1)
+    return xp.mean(xp.astype(a == 0, xp.float64), axis=-1)
 
 
 def _through(near: Array, far: Array, x: Array) -> Array:

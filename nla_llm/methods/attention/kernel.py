@@ -39,7 +39,7 @@ class Features:
     amplitude
         (..., n, m), or None for ones.
     log
-        (..., n, m) or (..., n, 1), or None for zeros.
+        (..., n, m) or (..., n, 1), or None for zeros; −inf is a feature that is zero.
     row
         (..., n, 1), or None for zeros: what all features of a token share. It never meets the features of the queries,
         whose rows are normalised.
@@ -93,7 +93,8 @@ def kernel_attention(
 ) -> RowNormalised:
     """diag(Â 1)⁻¹ Â for Â = exp(log_factor) φ(q) φ(k)ᵀ, its lower triangle where the problem is causal.
 
-    Masked keys are removed from numerator and denominator alike.
+    Masked keys are removed from numerator and denominator alike. The operator's ``underflow_share`` tells which share
+    of the exponentials has vanished.
     """
     keys = keys.hide(problem.key_mask)
     scaled = _scale_causal(queries, keys, chunk) if problem.causal else _scale(queries, keys)
@@ -104,7 +105,8 @@ def kernel_attention(
     else:
         op = LowRank(left, right, nonnegative=nonnegative)
     row_scale = None if scaled.row_scale is None else scaled.row_scale[..., 0] + log_factor
-    return RowNormalised(op, row_scale_log=row_scale)
+    exponentials = scaled.queries, scaled.keys
+    return RowNormalised(op, row_scale_log=row_scale, exponentials=exponentials, visible=problem.key_mask)
 
 
 def _scale(queries: Features, keys: Features) -> _Scaled:
@@ -124,7 +126,7 @@ def _scale(queries: Features, keys: Features) -> _Scaled:
 def _exp_below_maximum_of_columns(log: Array, row: Array | None = None) -> tuple[Array, Array]:
     xp = namespace(log)
     log = log if row is None else log + row
-    top = xp.max(log, axis=-2, keepdims=True)
+    top = _finite(xp.max(log, axis=-2, keepdims=True))
     return _exp_of_fresh(log - top), top
 
 
@@ -133,6 +135,12 @@ def _exp_below_maximum_of_rows(log: Array, weights: Array) -> tuple[Array, Array
     top = namespace(log).max(log, axis=-1, keepdims=True)
     log -= top
     return _exp_of_fresh(log), top
+
+
+def _finite(top: Array) -> Array:
+    """A scale, 0 for a feature that no key has."""
+    xp = namespace(top)
+    return xp.where(top == -xp.inf, xp.asarray(0.0, dtype=top.dtype, device=device_of(top)), top)
 
 
 def _exp_of_fresh(a: Array) -> Array:
@@ -175,11 +183,13 @@ def _running_scale(
         block = log_k[..., start:stop, :]
         at_first_row = xp.maximum(top, block[..., :1, :])
         new_top = xp.maximum(top, xp.max(block, axis=-2, keepdims=True))
-        if chunk > 1 and bool(xp.any(new_top - at_first_row > allowed)):
+        scale = _finite(new_top)
+        grown = scale - xp.where(at_first_row == -xp.inf, scale, at_first_row)  # a new feature has no past to spoil
+        if chunk > 1 and bool(xp.any(grown > allowed)):
             return _running_scale(log_q, log_k, chunk // 2, column)
-        moved_k.append(block - new_top)
-        moved_q.append(log_q[..., start:stop, :] + (new_top if column is None else new_top + column))
-        decay.append(xp.exp(top - new_top))
+        moved_k.append(block - scale)
+        moved_q.append(log_q[..., start:stop, :] + (scale if column is None else scale + column))
+        decay.append(xp.exp(top - scale))
         top = new_top
     return xp.concat(moved_q, axis=-2), xp.concat(moved_k, axis=-2), xp.concat(decay, axis=-2), chunk
 
@@ -211,7 +221,8 @@ def kernel_attention_cost(
     if isinstance(op, costs.formulas.CausalLowRankShape):
         scaling = _running_scale_cost(n_q, op.chunks, width) + costs.Operations(add=op.chunks * width if column else 0)
     else:
-        scaling = _scale_cost(n_q, n_k, width) + costs.Operations(add=width if column else 0)
+        unseen = 0 if log_width is None else width  # features that no key has
+        scaling = _scale_cost(n_q, n_k, width) + costs.Operations(add=width if column else 0, compare=unseen)
     factor = costs.Operations(add=n_q)
     if log_width is None:  # the rows of queries meet no feature
         values = costs.Operations(exp=n_k, mul=n_k * features if amplitude else 0)
@@ -229,7 +240,7 @@ def _scale_cost(n_q: Any, n_k: Any, width: Any) -> costs.Operations:
 
 def _running_scale_cost(n: Any, chunks: Any, width: Any) -> costs.Operations:
     """Cost of :func:`_running_scale`: per chunk its maximum, the new scale, its test and its decay."""
-    per_chunk = costs.Operations(compare=3 * width, add=2 * width, exp=width)
+    per_chunk = costs.Operations(compare=5 * width, add=2 * width, exp=width)
     moved = costs.Operations(compare=(n - chunks) * width, add=2 * n * width)
     in_chunks: costs.Operations = per_chunk * chunks
     return in_chunks + moved + costs.Operations(exp=1)  # the exponent range is one logarithm
