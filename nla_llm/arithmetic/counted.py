@@ -166,6 +166,13 @@ class CountedArray:
         key = tuple(plain(k) for k in key) if isinstance(key, tuple) else plain(key)
         return move(lambda a: np.asarray(a[key]), self)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Entries written over, for a buffer that is filled step by step; all of them have to be live."""
+        if self.live is not None or live_of(value) is not None:
+            raise NotImplementedError("entries of a counted array can only be written where all of them are live")
+        key = tuple(plain(k) for k in key) if isinstance(key, tuple) else plain(key)
+        self.array[key] = plain(value)
+
     # -- operators -------------------------------------------------------------------------------------------------
 
     def __matmul__(self, other: Any) -> CountedArray:

@@ -242,6 +242,12 @@ def _factorisation(function: Callable[..., Any], madds: Callable[[int, int], int
     return call
 
 
+def _solve(a: CountedArray, b: CountedArray, /) -> CountedArray:
+    result = np.asarray(base.linalg.solve(a.array, b.array))
+    record("madd", math.prod(result.shape[:-2]) * factorisations.solve(a.shape[-1], b.shape[-1]))
+    return counted(result)
+
+
 def _vector_norm(x: CountedArray, /, *, axis: Any = None, keepdims: bool = False, ord: float = 2) -> CountedArray:  # noqa: A002
     result = np.asarray(base.linalg.vector_norm(x.array, axis=axis, keepdims=keepdims, ord=ord))
     if ord == 2:
@@ -264,6 +270,7 @@ _LINALG = SimpleNamespace(
     svd=_factorisation(base.linalg.svd, factorisations.svd),
     svdvals=_factorisation(base.linalg.svdvals, factorisations.svdvals),
     eigh=_factorisation(base.linalg.eigh, lambda order, _: factorisations.eigh(order)),
+    solve=_solve,
     vector_norm=_vector_norm,
     diagonal=_diagonal,
     matmul=NAMESPACE.matmul,

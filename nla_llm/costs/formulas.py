@@ -39,6 +39,7 @@ __all__ = [
     "segment_slots",
     "simplex_directions",
     "softmax_product",
+    "solve",
     "softmax_rows",
     "softmax_weights",
     "sum_of",
@@ -105,6 +106,11 @@ def svd(rows: Expr, columns: Expr) -> Operations:
 def eigh(order: Expr) -> Operations:
     """Eigenvalues and eigenvectors of a symmetric matrix, 9n³ operations (Golub and Van Loan, section 8.3)."""
     return Operations(madd=factorisations.eigh(order))
+
+
+def solve(order: Expr, columns: Expr) -> Operations:
+    """A square system with some right-hand sides (Golub and Van Loan, sections 3.1 and 3.2)."""
+    return Operations(madd=factorisations.solve(order, columns))
 
 
 def norm_product(order: Expr) -> Operations:

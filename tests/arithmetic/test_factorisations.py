@@ -32,6 +32,13 @@ def test_symmetric_eigenvalues_cost_nine_cubes():
     assert sympy.limit(2 * factorisations.eigh(n) / n**3, n, sympy.oo) == 9
 
 
+def test_solving_eliminates_and_substitutes():
+    """Step i of the elimination divides i entries and updates i² others; each right-hand side meets all of L and U."""
+    for n in range(1, 9):
+        assert factorisations.solve(n, 0) == sum(i + i**2 for i in range(n))
+        assert factorisations.solve(n, 5) - factorisations.solve(n, 0) == 5 * n**2
+
+
 @pytest.mark.parametrize("name", ["qr", "svd", "svdvals"])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_formula_of_symbols_and_of_integers_agree(name, rows, columns):

@@ -18,13 +18,43 @@ from nla_llm.operators import Selection
 if TYPE_CHECKING:
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["gaussian", "gaussian_cost", "half_squares", "joined_tokens", "kernel_inputs", "sample_tokens"]
+__all__ = [
+    "gaussian",
+    "gaussian_cost",
+    "half_squares",
+    "joined_tokens",
+    "kernel_inputs",
+    "recentred_keys",
+    "recentring_cost",
+    "sample_tokens",
+]
 
 
 def kernel_inputs(problem: AttentionProblem) -> tuple[Array, Array]:
     """x and y with x·y equal to the logits, so that exp(x·y) = exp(|x|²/2) exp(−|x − y|²/2) exp(|y|²/2)."""
     root = sqrt(abs(problem.scale))
     return root * problem.q, (root if problem.scale >= 0 else -root) * problem.k
+
+
+def recentred_keys(x: Array, y: Array, mask: Array | None) -> Array:
+    """Keys shifted by −mean(x) − mean(y) over the visible keys: softmax does not see it, and |x + y|² is least."""
+    xp = namespace(x, y)
+    if mask is None:
+        middle = xp.mean(y, axis=-2, keepdims=True)
+    else:
+        weights = xp.astype(mask, y.dtype)[..., None]
+        shown = xp.where(mask[..., None], y, xp.zeros_like(y))
+        middle = xp.sum(shown, axis=-2, keepdims=True) / xp.sum(weights, axis=-2, keepdims=True)
+    return y - middle - xp.mean(x, axis=-2, keepdims=True)
+
+
+def recentring_cost(problem: AttentionProblem) -> costs.Operations:
+    """Two means, the number of visible keys where there is a mask, and two subtractions."""
+    n_q, n_k, d, _ = costs.symbols_of(problem)
+    f = costs.formulas
+    means = f.sum_of(n_q, times=d) + f.sum_of(n_k, times=d) + costs.Operations(div=2 * d)
+    total: costs.Operations = means + costs.Operations(add=2 * n_k * d)
+    return total if problem.key_mask is None else total + f.sum_of(n_k)
 
 
 def joined_tokens(x: Array, y: Array) -> Array:
