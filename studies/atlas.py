@@ -70,42 +70,45 @@ def problem(cell: dict[str, Any]) -> nl.AttentionProblem:
 
 
 @cache
-def at_level(label: str, level: float | None, n: int, *, causal: bool) -> tuple[Any, str]:
-    """The method with the largest budget that a share of the cost of exact attention buys, and what is charged.
+def at_level(label: str, level: float | None, n: int, *, causal: bool) -> tuple[Any, float] | None:
+    """The method with the largest budget that a share of the cost of exact attention buys, and the share it spends.
 
-    Where even the smallest budget costs more than exact attention itself, the method is an oracle: it is given its
-    operator for nothing, and only the product with v is charged.
+    None where even the smallest budget costs more. An oracle gets the budget, and the share, of the method named in the
+    roster; the optimal rank, which is its own, is charged for its application alone.
     """
     x = np.zeros((n, DIM))
     shape = nl.AttentionProblem(x, x, causal=causal)
-    entry, exact = ROSTER[label], costs.exact_attention(shape).at(shape).total()
-    least = entry.make()
-    charged = "apply" if least.cost(shape).at(shape, least).total() > exact else "total"
-    if level is None:
-        return least, charged
-    return costs.affordable(least, shape, level * exact, largest=n, stage=charged), charged
+    exact = costs.exact_attention(shape).at(shape).total()
+    entry = ROSTER[label]
+    payer = ROSTER[entry.oracle or label]
+    stage = "apply" if payer.oracle else "total"
+    method = payer.make()
+    if level is not None:
+        method = costs.affordable(method, shape, level * exact, largest=n, stage=stage)
+    if method is None:
+        return None
+    spent = method.cost(shape).at(shape, method)
+    share = (spent.apply if payer.oracle else spent).total() / exact
+    return entry.make(getattr(method, payer.budget)) if entry.oracle and payer.budget else method, float(share)
 
 
 def measure(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     """Errors of one method on the heads of one input, at the budget that the level of cost buys."""
-    method, charged = at_level(cell["label"], cell["level"], cell["n"], causal=cell["causal"])
-    if method is None:
+    bought = at_level(cell["label"], cell["level"], cell["n"], causal=cell["causal"])
+    if bought is None:
         raise Skip(f"costs more than {cell['level']:g} of exact attention at any budget")
-    p = problem(cell)
+    method, share = bought
+    entry, p = ROSTER[cell["label"]], problem(cell)
     records = head_records(p, method, draws=cell["draws"], seed=seed)
-    cost = method.cost(p).at(p, method)
-    spent = int((cost if charged == "total" else cost.apply).total())
-    budget = ROSTER[cell["label"]].budget
     facts = {
-        "method": ROSTER[cell["label"]].method,
-        "budget": None if budget is None else int(getattr(method, budget)),
-        "charged": charged,
-        "share": spent / records[0]["exact_operations"],
+        "method": entry.method,
+        "budget": None if entry.budget is None else int(getattr(method, entry.budget)),
+        "oracle": bool(entry.oracle),
+        "share": share,
         "target": method.properties.target,
     }
     if cell["label"] == "optimal rank":
-        ranks = ranks_needed(p)
-        records = [record | found for record, found in zip(records, ranks, strict=True)]
+        records = [record | found for record, found in zip(records, ranks_needed(p), strict=True)]
     return [record | facts for record in records]
 
 
@@ -134,8 +137,8 @@ def with_kinds(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(ok: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Median error of each method at each level on each kind of input, with what was charged."""
-    keys = ["kind", "label", "method", "level", "charged"]
+    """Median error of each method at each level on each kind of input, with what it spends."""
+    keys = ["kind", "label", "method", "level", "oracle"]
     found = medians(ok, keys, column)
     spent = ok.groupby(keys, dropna=False, sort=False)[["share", "budget"]].median().reset_index()
     return found.merge(spent, on=keys).assign(norm=NORMS[column])
@@ -162,12 +165,9 @@ def figures(records: pd.DataFrame) -> list[Figure]:
         Figure(
             f"map-{name.lower()}",
             f"Median relative {what} of every method at {level:g} of the cost of exact attention (methods without a "
-            "budget at "
-            "their own), one column for each kind of input. Colour: the ratio to uniform attention on the same "
-            "input, blue "
-            "better, red worse; the methods are sorted by it. An asterisk marks an oracle, to which the operator is "
-            "given and "
-            "only its application charged. Intervals are in the CSV file beside this report.",
+            "budget at their own), one column for each kind of input. Colour: the ratio to uniform attention on the "
+            "same input, blue better, red worse; the methods are sorted by it. An asterisk marks an oracle, which is "
+            "given what it would have to look for. Intervals are in the CSV file beside this report.",
             fronts.draw_map,
             compared(tables[column]),
             size=(6.5, 0.8 + 0.158 * tables[column]["label"].nunique()),
@@ -187,9 +187,8 @@ def front(kind: str, tables: dict[str, pd.DataFrame]) -> Figure:
     return Figure(
         "front-" + kind.replace(", ", "-").replace(" ", "-").replace(".", "_"),
         f"{kind[0].upper() + kind[1:]}: median error against cost as a share of that of exact attention, both by "
-        "formula. Line: the "
-        "Pareto front, what no method beats at its cost or below. Grey: doing nothing and the best possible of that "
-        "rank.",
+        "formula. Line: the Pareto front, what no method beats at its cost or below. Grey: doing nothing and the "
+        "best possible of that rank.",
         fronts.draw_front,
         data[data["kind"] == kind],
         size=(6.5, 3.3),
@@ -206,26 +205,22 @@ def tables(records: pd.DataFrame) -> list[Table]:
         Table(
             "first",
             "The cheapest method whose median relative Frobenius error is at most that of the column, with its "
-            "budget and its cost "
-            "as a share of that of exact attention; yardsticks and oracles left out. Last column: the least rank of "
-            "any matrix "
-            f"with an error of {TARGETS[-1]:g}, median over heads.",
+            "budget and its cost as a share of that of exact attention; yardsticks and oracles left out. Last "
+            f"column: the least rank of any matrix with an error of {TARGETS[-1]:g}, median over heads.",
             pd.DataFrame([winners(kind, table, ok) for kind in kinds]),
         ),
         Table(
             "ten-per-cent",
             f"Where each method reaches a median relative Frobenius error of {TARGETS[-1]:g}: the smallest share of "
-            "the cost of exact "
-            "attention among the levels tried, an asterisk for an oracle. Methods that get there on no input are "
-            "left out.",
+            "the cost of exact attention among the levels tried, an asterisk for an oracle. Methods that get there "
+            "on no input are left out.",
             reach(table, kinds),
         ),
         Table(
             "heads",
             "What each method replaces softmax by, and on how many heads of the trained model it is surely closer to "
-            "softmax attention "
-            "(whole interval over draws, Frobenius norm) than doing nothing: than uniform attention, and than as many "
-            "random keys as cost the same.",
+            "softmax attention (whole interval over draws, Frobenius norm) than doing nothing: than uniform "
+            "attention, and than as many random keys as cost the same.",
             heads(ok),
         ),
     ]
@@ -233,7 +228,7 @@ def tables(records: pd.DataFrame) -> list[Table]:
 
 def approximations(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of methods that pay for all that they do; no yardsticks, no oracles."""
-    return table[table["charged"].eq("total") & ~table["label"].isin([entry.label for entry in YARDSTICKS])]
+    return table[~table["oracle"].astype(bool) & ~table["label"].isin([entry.label for entry in YARDSTICKS])]
 
 
 def winners(kind: str, table: pd.DataFrame, ok: pd.DataFrame) -> dict[str, str]:
@@ -254,10 +249,7 @@ def reach(table: pd.DataFrame, kinds: Sequence[str]) -> pd.DataFrame:
     for (label,), group in groups(table, ["label"]):
         found = {kind: first_to_reach(group[group["kind"] == kind], TARGETS[-1]) for kind in kinds}
         if any(best is not None for best in found.values()):
-            stars = {
-                k: "" if b is None else f"{b['share']:.2g}{'*' if b['charged'] == 'apply' else ''}"
-                for k, b in found.items()
-            }
+            stars = {k: "" if b is None else f"{b['share']:.2g}{'*' if b['oracle'] else ''}" for k, b in found.items()}
             rows.append({"method": label} | stars)
     return pd.DataFrame(rows, columns=["method", *kinds])
 
@@ -344,14 +336,11 @@ study = Study(
     "and which ones merely replace softmax by something else?",
     setup=(
         "Inputs: the heads of the embedded language model on held-out text, without and with their causal mask "
-        "(sharp heads have a row "
-        "entropy below the median of all, flat ones above); Gaussian queries and keys of three standard deviations; "
-        "clusters. A method "
-        "gets the largest budget that a given share of the operations of exact attention pays for, by its formula, "
-        "which equals "
-        "the count of its code. The reference is exact attention in float64. Random methods are drawn several times; "
-        "numbers "
-        "are medians over heads of medians over draws."
+        "(sharp heads have a row entropy below the median of all, flat ones above); Gaussian queries and keys of "
+        "three standard deviations; clusters. A method gets the largest budget that a given share of the operations "
+        "of exact attention pays for, by its formula, which equals the count of its code. The reference is exact "
+        "attention in float64. Random methods are drawn several times; numbers are medians over heads of medians "
+        "over draws."
     ),
     cells=cells,
     measure=measure,

@@ -178,8 +178,7 @@ def figures(records: pd.DataFrame) -> list[Figure]:
         Figure(
             "predictors",
             "Increase of the loss when the attention of one layer is replaced, against four errors of its operators "
-            "(means over the "
-            "heads of the layer); each point is a method at a budget.",
+            "(means over the heads of the layer); each point is a method at a budget.",
             draw_predictors,
             single[["label", "budget", "layer", "increase", "increase_lower", "increase_upper", *PREDICTORS]],
             size=(6.5, 4.8),
@@ -188,9 +187,8 @@ def figures(records: pd.DataFrame) -> list[Figure]:
         Figure(
             "losses",
             "Increase of the loss of the model when a method replaces the attention of all layers, without any "
-            "retraining; bars: 95 "
-            "% intervals over "
-            "pieces of held-out text. Grey: doing nothing (uniform attention, random keys).",
+            "retraining; bars: 95 % intervals over pieces of held-out text. Grey: doing nothing (uniform attention, "
+            "random keys).",
             draw_losses,
             whole[columns],
             size=(6.5, 0.9 + 0.15 * len(whole)),
@@ -219,15 +217,14 @@ def tables(records: pd.DataFrame) -> list[Table]:
         Table(
             "correlations",
             "Rank correlation of each error with the increase of the loss when one layer is replaced, ranks taken "
-            "within layers, "
-            "and how far it leads the Frobenius norm; 95 % bootstrap intervals over methods and budgets.",
+            "within layers, and how far it leads the Frobenius norm; 95 % bootstrap intervals over methods and "
+            "budgets.",
             correlations(single),
         ),
         Table(
             "losses",
             "Increase of the loss in nats per token when one layer is replaced (median, least and most over layers), "
-            "and the loss "
-            "and perplexity when all are.",
+            "and the loss and perplexity when all are.",
             losses,
         ),
     ]
@@ -275,12 +272,9 @@ study = Study(
     "model incur, and which norm of the error tells so beforehand?",
     setup=(
         "The embedded language model reads pieces of held-out text; the causal attention of one layer, or of all "
-        "six, is computed by "
-        "another method. The loss is the cross-entropy of the next token. Errors are those of the operators that the "
-        "layer's "
-        "heads get from the unchanged layers below. Only methods with a true causal form can take part: the others "
-        "would let a token "
-        "see its successors."
+        "six, is computed by another method. The loss is the cross-entropy of the next token. Errors are those of "
+        "the operators that the layer's heads get from the unchanged layers below. Only methods with a true causal "
+        "form can take part: the others would let a token see its successors."
     ),
     cells=cells,
     measure=measure,

@@ -54,14 +54,28 @@ def list_() -> None:
         chosen = ", ".join(f.name for f in fields(cls) if not f.name.startswith("_")) if is_dataclass(cls) else ""
         target = f"{p.target} (yardstick)" if p.yardstick else p.target
         masks = ", ".join(s for s in ("key_mask", "window", "bias") if s in p.supports).replace("_", " ")
-        theory = "yes" if hasattr(cls, "theory") else ""
-        table.add_row(name, chosen, target, "yes" if "causal" in p.supports else "", masks, theory)
+        table.add_row(name, chosen, target, "yes" if "causal" in p.supports else "", masks, _theory_status(cls))
     studies = Table(Column("study", no_wrap=True), "question", "headline", title="studies", **look)
     headline = catalogue.headline()
     for name in catalogue.names():
         study = catalogue.load(name)
         studies.add_row(name, study.question, study.headline if name in headline else "")
     say(table, "", studies)
+
+
+def _theory_status(cls: Any) -> str:
+    """Kind and status of what is promised of a method with the default options, on a problem of any size."""
+    if not hasattr(cls, "theory"):
+        return ""
+    import numpy as np  # noqa: PLC0415 - so that --help stays fast
+
+    from nla_llm.methods import properties_of  # noqa: PLC0415
+    from nla_llm.problems import AttentionProblem, UpdateProblem  # noqa: PLC0415
+
+    p, x = properties_of(cls), np.random.default_rng(0).standard_normal((4, 2))
+    problem = AttentionProblem(x, x, x) if p.problem == "attention" else UpdateProblem(x)
+    promise = cls(**({} if p.budget is None else {p.budget: 2})).theory(problem)
+    return "for some options" if promise is None else f"{promise.kind} {promise.status}"
 
 
 def run(  # noqa: PLR0917 - options, given by name

@@ -11,7 +11,14 @@ from nla_llm.linalg.directions import (
 from nla_llm.linalg.factors import SVD, factored_svd, low_rank_factors
 from nla_llm.linalg.hadamard import next_power_of_two, walsh_hadamard
 from nla_llm.linalg.krylov import BlockKrylov, apply_widened
-from nla_llm.linalg.svd import SMALL_ENTRIES, is_small, range_finder, singular_values, truncated_svd
+from nla_llm.linalg.svd import (
+    SMALL_ENTRIES,
+    is_small,
+    largest_singular_value,
+    range_finder,
+    singular_values,
+    truncated_svd,
+)
 
 __all__ = [
     "SMALL_ENTRIES",
@@ -24,6 +31,7 @@ __all__ = [
     "gaussian",
     "haar_orthogonal",
     "is_small",
+    "largest_singular_value",
     "low_rank_factors",
     "next_power_of_two",
     "orthogonal_directions",

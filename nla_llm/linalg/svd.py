@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
 
-__all__ = ["SMALL_ENTRIES", "is_small", "range_finder", "singular_values", "truncated_svd"]
+__all__ = ["SMALL_ENTRIES", "is_small", "largest_singular_value", "range_finder", "singular_values", "truncated_svd"]
 
 SMALL_ORDER = 512  # dense SVD up to this smaller dimension: under 0.1 s on one core
 SMALL_ENTRIES = 2**24  # and up to this many entries, batch axes included: 128 MB in float64
@@ -51,6 +51,35 @@ def singular_values(op: Operator) -> NDArray[Any]:
     if factors is not None:
         return _batched(to_numpy(factored_svd(*factors).values), op)
     return to_numpy(op.xp.linalg.svdvals(_finite_dense(op)))
+
+
+def largest_singular_value(op: Operator) -> NDArray[Any]:
+    """The largest singular value of a small operator in float64, an array of the batch shape.
+
+    From the Gram matrix of the shorter side, in two thirds of the time of an SVD: squaring harms the small singular
+    values, not the largest. Entries are scaled by the largest one first, so that nothing over- or underflows.
+
+    Raises
+    ------
+    ValueError
+        If an entry is not finite.
+
+    Examples
+    --------
+    >>> from nla_llm.operators import Dense
+    >>> float(largest_singular_value(Dense(np.array([[0.0, 2e200], [1e200, 0.0]]))))
+    2e+200
+    """
+    factors = low_rank_factors(op)
+    if factors is not None:
+        return singular_values(op)[..., 0]
+    xp, matrix = op.xp, _finite_dense(op)
+    top = xp.max(xp.abs(matrix), axis=(-2, -1), keepdims=True)
+    unit = matrix / xp.where(top > 0, top, xp.ones_like(top))
+    if unit.shape[-1] > unit.shape[-2]:
+        unit = xp.matrix_transpose(unit)
+    squares = xp.linalg.eigvalsh(xp.matrix_transpose(unit) @ unit)[..., -1]
+    return to_numpy(top[..., 0, 0] * xp.sqrt(squares))
 
 
 def _finite_dense(op: Operator) -> Array:

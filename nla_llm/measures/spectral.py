@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nla_llm.backend import device_of, from_numpy, generator, to_numpy
-from nla_llm.linalg import BlockKrylov, gaussian, is_small, singular_values
+from nla_llm.linalg import BlockKrylov, gaussian, is_small, largest_singular_value
 from nla_llm.measures.estimate import Estimate
 from nla_llm.measures.streaming import entry_norms, frobenius_by_rows, rounding
 
@@ -35,7 +35,7 @@ def spectral_norm(
 ) -> Estimate:
     """Largest singular value, bracketed to ``upper <= (1 + rtol) lower``.
 
-    Small operators and low-rank products: dense SVD. Others: block Krylov on AᵀA from ``block`` Gaussian
+    Small operators and low-rank products: densely. Others: block Krylov on AᵀA from ``block`` Gaussian
     columns, until one of three upper bounds is close enough to the lower one.
 
     * ``lower`` is ‖Ax‖/‖x‖ for an explicit x: certain.
@@ -77,7 +77,7 @@ def spectral_norm(
     """
     check_tolerance(rtol, confidence)
     if is_small(op):
-        return Estimate.exact(singular_values(op)[..., 0], "dense SVD", rounding=rounding(op))
+        return Estimate.exact(largest_singular_value(op), "dense eigenvalues of the Gram matrix", rounding=rounding(op))
     if op.shape[-1] > op.shape[-2]:
         op = op.T  # the Krylov basis lives on the shorter side
     search = _Search(op, generator(rng), min(block, op.shape[-1]))

@@ -25,7 +25,7 @@ _GREYS = {"uniform", "random_keys", "optimal_rank"}
 def draw_map(figure: Figure, data: pd.DataFrame) -> None:
     """A table of errors in colour: a row for each method, a column for each kind of input.
 
-    Columns ``label``, ``method``, ``kind``, ``median`` and ``charged``. The colour is the ratio to ``uniform`` of the
+    Columns ``label``, ``method``, ``kind``, ``median`` and ``oracle``. The colour is the ratio to ``uniform`` of the
     same kind, on a logarithmic scale; the rows are sorted by its mean, what has no number is left white.
     """
     values = data.pivot_table(index="label", columns="kind", values="median", sort=False)
@@ -34,7 +34,7 @@ def draw_map(figure: Figure, data: pd.DataFrame) -> None:
     ratios = (values / uniform).map(np.log2)
     order = ratios.clip(-_OCTAVES, _OCTAVES).mean(axis=1).sort_values().index
     values, ratios = values.loc[order], ratios.loc[order]
-    oracle = set(data.loc[data["charged"] == "apply", "label"])
+    oracle = set(data.loc[data["oracle"].astype(bool), "label"])
     colours = ratios.to_numpy(dtype=float)
     ax = figure.subplots()
     ax.imshow(colours, cmap="RdBu_r", vmin=-_OCTAVES, vmax=_OCTAVES, aspect="auto")
@@ -72,13 +72,13 @@ def _two_lines(kind: str) -> str:
 def draw_front(figure: Figure, data: pd.DataFrame) -> None:
     """Error against cost in each norm, the methods of the front named, yardsticks in grey.
 
-    Columns ``label``, ``method``, ``share``, ``median``, ``lower``, ``upper``, ``charged`` and ``norm``.
+    Columns ``label``, ``method``, ``share``, ``median``, ``lower``, ``upper``, ``oracle`` and ``norm``.
     """
     norms = list(dict.fromkeys(data["norm"]))
     for ax, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
         part = data[data["norm"] == norm]
         _yardsticks(ax, part)
-        _methods(ax, part[~part["method"].isin(_GREYS) & part["charged"].eq("total")])
+        _methods(ax, part[~part["method"].isin(_GREYS) & ~part["oracle"].astype(bool)])
         style.log_axes(ax)
         ax.set_ylim(top=4 * float(part.loc[part["method"] == "uniform", "median"].iloc[0]))
         style.label(ax, "cost, as a share of exact attention", f"relative {norm} error of P", f"{norm} norm")

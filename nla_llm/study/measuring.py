@@ -156,15 +156,18 @@ def kernel_error(problem: AttentionProblem, method: Any, *, draws: int, seed: in
 def first_order_error(head: AttentionProblem, method: Any) -> dict[str, Any]:
     """Relative Frobenius error of P that theory promises to first order, and whether it may be trusted there.
 
-    For one head without a mask and a method of random features (`nla_llm.theory.first_order_error`).
+    For one head without a mask and a method of random features (`nla_llm.theory.first_order_error`). None and False
+    with directions of which theory knows no covariance.
     """
+    if method.directions not in {"iid", "orthogonal", "simplex"}:
+        return {"first_order": None, "first_order_valid": False}
     promise = theory.first_order_error(
         head.q,
         head.k,
         scale=head.scale,
         m=method.m,
         features=method.function,
-        orthogonal=method.directions == "orthogonal",
+        directions=method.directions,
     )
     size = float(measures.frobenius_norm(head.exact()))
     return {"first_order": float(np.sqrt(promise.value)) / size, "first_order_valid": promise.valid}

@@ -9,16 +9,23 @@ from nla_llm.methods.registry import registered
 
 
 class Entry(NamedTuple):
-    """A method at a budget that is still open."""
+    """A method at a budget that is still open.
+
+    An oracle is given its operator for nothing. ``oracle`` is the label of the entry whose budget it gets at a level of
+    cost: of a method that looks for by itself what the oracle is given, or its own, and then its application alone is
+    charged.
+    """
 
     label: str
     method: str
     options: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    oracle: str = ""
 
     @property
     def budget(self) -> str | None:
-        """Name of the field that buys accuracy."""
-        return registered(self.method).properties.budget  # type: ignore[attr-defined,no-any-return]
+        """Name of the field that buys accuracy; None too where the entry fixes it."""
+        name: str | None = registered(self.method).properties.budget  # type: ignore[attr-defined]
+        return None if name in self.options else name
 
     def make(self, budget: int = 1) -> Any:
         """The method at a budget."""
@@ -29,17 +36,61 @@ class Entry(NamedTuple):
 YARDSTICKS = (
     Entry("uniform", "uniform"),
     Entry("random keys", "random_keys"),
-    Entry("optimal rank", "optimal_rank"),
+    Entry("optimal rank", "optimal_rank", oracle="optimal rank"),
 )
 METHODS = (
     # deterministic features
     Entry("elu + 1", "elu_features"),
     Entry("relu", "relu_features"),
-    # random features
-    Entry("positive", "positive_features"),
+    Entry("cosFormer", "cosformer"),
+    Entry("Taylor, degree 2", "taylor_features", {"degree": 2}),
+    Entry("polynomial, degree 2", "polynomial_features", {"degree": 2}),
+    Entry("Hedgehog, unfitted", "fitted_features"),
+    # random features: directions
+    Entry("positive, i.i.d.", "positive_features"),
     Entry("positive, orthogonal", "positive_features", {"directions": "orthogonal"}),
+    Entry("positive, regularised", "positive_features", {"directions": "regularised"}),
+    Entry("positive, Hadamard", "positive_features", {"directions": "hadamard"}),
+    Entry("positive, simplex", "positive_features", {"directions": "simplex"}),
+    Entry("positive, Sobol", "positive_features", {"directions": "sobol"}),
     Entry("positive, orthogonal, recentred", "positive_features", {"directions": "orthogonal", "recentre": True}),
+    # random features: functions
     Entry("hyperbolic, orthogonal", "hyperbolic_features", {"directions": "orthogonal"}),
     Entry("trigonometric, orthogonal", "trigonometric_features", {"directions": "orthogonal"}),
+    Entry("random phase, orthogonal", "phase_features", {"directions": "orthogonal"}),
+    Entry("GERF, recentred", "gerf_features", {"recentre": True}),
+    Entry("SADERF, recentred", "saderf_features", {"recentre": True}),
+    Entry("SDERF, recentred", "sderf_features", {"recentre": True}),
+    Entry("hybrid", "hybrid_features"),
+    # series and sketches
+    Entry("random Maclaurin", "maclaurin_features"),
+    Entry("Poisson", "poisson_features"),
+    Entry("product sketch, degree 2", "product_sketch", {"degree": 2}),
+    Entry("TensorSketch, degree 2", "tensor_sketch", {"degree": 2}),
+    Entry("PolySketch, degree 4", "poly_sketch", {"degree": 4}),
+    # randomised attention
+    Entry("RA, m = 4", "randomised_attention", {"m": 4}),
+    Entry("LARA", "lara"),
+    Entry("EVA", "eva"),
+    # sampled keys
+    Entry("sampled keys, uniform", "sampled_keys"),
+    Entry("sampled keys, by value norms", "sampled_keys", {"probabilities": "value_norms"}),
+    Entry("KDEformer", "kdeformer"),
+    Entry("HyperAttention", "hyper_attention"),
+    # landmarks, columns, clusters
+    Entry("Nyströmformer", "nystromformer"),
+    Entry("Nyströmformer, pinv", "nystromformer", {"core": "pinv"}),
+    Entry("Skyformer", "skyformer"),
+    Entry("clustered", "clustered_attention"),
+    Entry("improved clustered", "improved_clustered_attention"),
+    # projections along the sequence
+    Entry("Linformer", "linformer"),
+    Entry("Gaussian projection", "gaussian_projection", oracle="optimal rank"),
+    # sparse
+    Entry("sliding window", "sliding_window"),
+    Entry("Longformer", "longformer"),
+    Entry("BigBird", "bigbird"),
+    Entry("block sparse", "block_sparse"),
+    Entry("top-k", "top_k", oracle="sliding window"),
 )
 ROSTER = {entry.label: entry for entry in (*YARDSTICKS, *METHODS)}

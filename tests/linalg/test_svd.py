@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from nla_llm.linalg import haar_orthogonal, is_small, range_finder, singular_values, truncated_svd
+from nla_llm.linalg import (
+    haar_orthogonal,
+    is_small,
+    largest_singular_value,
+    range_finder,
+    singular_values,
+    truncated_svd,
+)
 from nla_llm.operators import Dense, LowRank, Transpose
 
 SPECTRA = {
@@ -89,3 +96,20 @@ def test_impossible_ranks_are_refused(rank):
     op = Dense(np.eye(9))
     with pytest.raises(ValueError, match="rank must be between 1 and 9"):
         truncated_svd(op, rank, rng=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (3, 200), (150, 150), (2, 40, 60)])
+@pytest.mark.parametrize("decay", [0.0, 1.0, 6.0])
+def test_largest_singular_value(shape, decay):
+    """Against the SVD, for flat and for steep spectra, within the rounding that measures allow for a norm."""
+    drawn = np.random.default_rng(0).standard_normal(shape)
+    u, s, vt = np.linalg.svd(drawn, full_matrices=False)
+    matrix = (u * (s * np.arange(1, s.shape[-1] + 1.0) ** -decay)[..., None, :]) @ vt
+    want = np.linalg.svd(matrix, compute_uv=False)[..., 0]
+    for factor in (1.0, 1e-200, 1e200):
+        got = largest_singular_value(Dense(factor * matrix))
+        np.testing.assert_allclose(got, factor * want, rtol=4 * max(shape) ** 0.5 * np.finfo(float).eps)
+
+
+def test_the_largest_singular_value_of_zero_is_zero():
+    assert float(largest_singular_value(Dense(np.zeros((3, 4))))) == 0

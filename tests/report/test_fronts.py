@@ -15,7 +15,7 @@ def table():
         ("middle", "relu_features", 0.25, 0.2, 0.7),
     ]
     frame = pd.DataFrame(rows, columns=["label", "method", "level", "share", "median"])
-    frame = frame.assign(lower=0.9 * frame["median"], upper=1.1 * frame["median"], charged="total", norm="Frobenius")
+    frame = frame.assign(lower=0.9 * frame["median"], upper=1.1 * frame["median"], oracle=False, norm="Frobenius")
     other = frame[frame["label"] != "bad"].assign(kind="flat heads", median=frame["median"] / 2)
     return pd.concat([frame.assign(kind="clusters"), other])
 
