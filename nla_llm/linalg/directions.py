@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inspect import signature
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -172,7 +172,8 @@ def sobol_directions(m: int, d: int, rng: int | np.random.Generator) -> NDArray[
     _check_sizes(m, d)
     words = generator(rng).integers(0, 2**32, size=SOBOL_SEEDS, dtype=np.uint64)
     keyword = "rng" if "rng" in signature(Sobol.__init__).parameters else "seed"  # renamed in SciPy 1.15
-    sequence = Sobol(d, scramble=True, bits=_BITS, **{keyword: np.random.default_rng(words)})
+    seeded: dict[str, Any] = {keyword: np.random.default_rng(words)}
+    sequence = Sobol(d, scramble=True, bits=_BITS, **seeded)
     points = sequence.random_base2((m - 1).bit_length())[:m]  # asked for m alone, SciPy warns of lost balance
     cell = 2.0**-_BITS
     lower = points < 0.5

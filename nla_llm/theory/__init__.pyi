@@ -1,4 +1,5 @@
 from . import bound as bound
+from . import ensembles as ensembles
 from . import first_order as first_order
 from . import polynomials as polynomials
 from . import random_features as random_features
@@ -8,9 +9,9 @@ from . import sparse as sparse
 from . import updates as updates
 from . import yardsticks as yardsticks
 from .bound import Theory as Theory
+from .ensembles import kernel_theory as kernel_theory
 from .first_order import FirstOrderError as FirstOrderError
 from .first_order import first_order_error as first_order_error
-from .random_features import kernel_theory as kernel_theory
 from .random_features import log_relative_variance as log_relative_variance
 from .random_features import recentring_shift as recentring_shift
 from .random_features import relative_variance as relative_variance

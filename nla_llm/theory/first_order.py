@@ -15,11 +15,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import gammaln
 from scipy.stats import t as student
 
 from nla_llm.backend import generator, to_numpy
-from nla_llm.theory._confluent import pair_covariance
-from nla_llm.theory.random_features import Features, check_features, check_whole, pair_count, scaled_pair
+from nla_llm.theory._blocks import equiangular_covariance
+from nla_llm.theory.random_features import (
+    Features,
+    block_cosine,
+    check_features,
+    check_whole,
+    pair_count,
+    scaled_pair,
+)
 
 if TYPE_CHECKING:
     from nla_llm.backend import Array
@@ -69,7 +77,7 @@ def first_order_error(
     scale: float,
     m: int,
     features: Features,
-    orthogonal: bool = False,
+    directions: str = "iid",
     exact: Operator | None = None,
     rows: int = 32,
     rng: int | np.random.Generator = 0,
@@ -77,8 +85,8 @@ def first_order_error(
 ) -> FirstOrderError:
     """E‖P̂ − P‖_F² of attention by m random frequencies, to first order in the relative variance.
 
-    Costs O(rows · n_k² · d). With ``orthogonal`` the covariance within a block is exact for j = l and right to fourth
-    order in the norms otherwise.
+    Costs O(rows · n_k² · d). The covariance within a block, orthogonal or simplex, is exact for j = l and right to
+    fourth order in the norms otherwise.
 
     Parameters
     ----------
@@ -86,8 +94,10 @@ def first_order_error(
         Queries (n_q, d) and keys (n_k, d) of one head, as the features see them (after recentring, if any).
     scale
         Factor of the logits, positive.
-    m, features, orthogonal
-        As for :func:`nla_llm.theory.random_features.kernel_theory`.
+    m, features
+        As for :func:`nla_llm.theory.ensembles.kernel_theory`.
+    directions
+        'iid', 'orthogonal' or 'simplex'; nothing is known of the others.
     exact
         Operator (n_q, n_k) of the exact attention, which carries masks; softmax(scale · q kᵀ) unless given.
     rows
@@ -118,7 +128,7 @@ def first_order_error(
         p = _softmax(y @ x[i]) if exact is None else to_numpy(exact.rows(int(i), int(i) + 1))[0].astype(np.float64)
         seen = p > 0
         errors[place], variances[place] = row_error(
-            p[seen], x[i], y[seen], m=m, features=features, orthogonal=orthogonal
+            p[seen], x[i], y[seen], m=m, features=features, directions=directions
         )
     half = _half_width(errors, len(x), confidence)
     value = len(x) * float(errors.mean())
@@ -126,7 +136,7 @@ def first_order_error(
 
 
 def row_error(
-    p: Matrix, x: Matrix, y: Matrix, *, m: int, features: Features, orthogonal: bool = False
+    p: Matrix, x: Matrix, y: Matrix, *, m: int, features: Features, directions: str = "iid"
 ) -> tuple[float, float]:
     """Expected squared error of one row, Σ_j P_j² (Γ_jj − 2(ΓP)_j + PᵀΓP), and Σ_j P_j Γ_jj.
 
@@ -148,13 +158,13 @@ def row_error(
     covered, diagonal = np.empty(len(p)), np.empty(len(p))
     for start in range(0, len(p), _BLOCK):
         block = slice(start, start + _BLOCK)
-        gamma = entry_covariance(z[block], z, m=m, features=features, orthogonal=orthogonal)
+        gamma = entry_covariance(z[block], z, m=m, features=features, directions=directions)
         covered[block] = gamma @ p
         diagonal[block] = np.diagonal(gamma, offset=start)
     return float(p**2 @ (diagonal - 2 * covered + p @ covered)), float(p @ diagonal)
 
 
-def entry_covariance(a: Matrix, b: Matrix, *, m: int, features: Features, orthogonal: bool = False) -> Matrix:
+def entry_covariance(a: Matrix, b: Matrix, *, m: int, features: Features, directions: str = "iid") -> Matrix:
     """Covariance (n_a, n_b) of the relative errors of entries of one row of the kernel matrix.
 
     Parameters
@@ -168,18 +178,35 @@ def entry_covariance(a: Matrix, b: Matrix, *, m: int, features: Features, orthog
     >>> bool(np.isclose(entry_covariance(z, z, m=2, features="positive")[0, 0], np.expm1(1) / 2))
     True
     """
-    gram = a @ b.T
+    if directions not in {"iid", "orthogonal", "simplex"}:
+        raise ValueError(f"directions must be 'iid', 'orthogonal' or 'simplex' for this prediction, got {directions!r}")
+    gram, d = a @ b.T, a.shape[-1]
     single = np.expm1(gram) if features == "positive" else 2 * np.sinh(gram / 2) ** 2
-    pairs = pair_count(m, a.shape[-1]) if orthogonal else 0
+    pairs = 0 if directions == "iid" else pair_count(m, d)
     if not pairs:
         return np.asarray(single / m)
-    d = a.shape[-1]
-    tau = -np.abs(gram) if features == "trigonometric" else np.abs(gram)
-    value, log_size = pair_covariance(tau, d)
-    squares = np.multiply.outer(np.sum(a**2, axis=-1), np.sum(b**2, axis=-1))
-    # Degree two of the Hermite expansion is −(d (a·b)² − |a|²|b|²)/(2(d−1)(d+2)); C_d(a·b) holds its part along a = b.
-    across = np.maximum(squares - gram**2, 0) / (2 * (d - 1) * (d + 2))
-    return np.asarray(single / m + pairs / m**2 * (value * np.exp(log_size) + across))
+    squares = np.sum(a**2, axis=-1)[:, None], np.sum(b**2, axis=-1)
+    return np.asarray(
+        single / m + pairs / m**2 * _within_block(gram, squares, d, features, block_cosine(directions, d))
+    )
+
+
+def _within_block(gram: Matrix, squares: tuple[Matrix, Matrix], d: int, features: Features, cosine: float) -> Matrix:
+    """Covariance of two directions of a block: that of parallel vectors, and the rest of the degrees (2, 2), (1, 3).
+
+    With γ the cosine, degree (2, 2) of the Hermite expansion is (1 − dγ²)(|a|²|b|² − d (a·b)²)/(2(d−1)(d+2)); degrees
+    (1, 3) and (3, 1), which only positive features have, are −γκ²(a·b)(|a|² + |b|²)/(2d(d+2)), κ the mean of χ_d.
+    """
+    size, (aa, bb) = np.abs(gram), squares
+    value, log_size = equiangular_covariance(features, size, d, cosine)
+    total = value * np.exp(log_size)
+    if features == "positive" and cosine:
+        mirrored, log_size = equiangular_covariance(features, size, d, -cosine)  # of −b, which mirrors its direction
+        total = np.where(gram < 0, mirrored * np.exp(log_size), total)
+        mean_square = 2 * np.exp(2 * (gammaln((d + 1) / 2) - gammaln(d / 2)))
+        total -= cosine * mean_square / (2 * d * (d + 2)) * gram * (aa + bb - 2 * size)
+    across = np.maximum(aa * bb - gram**2, 0) * (1 - d * cosine**2) / (2 * (d - 1) * (d + 2))
+    return np.asarray(total + across)
 
 
 def _softmax(logits: Matrix) -> Matrix:

@@ -10,42 +10,42 @@ The three families are one formula. Write τ = t for the positive and hyperbolic
     covariance within an orthogonal block    C_d(τ) = e^(−τ) ₁F₁(d; d/2; τ/2) − 1
 
 The first line is Lemma 2 of Choromanski et al. 2021 (arXiv 2009.14794). The second follows from |ω₁ + ω₂|² ~ χ²_{2d} in
-a uniform direction, for two rows of a Haar-orthogonal block with χ_d norms.
+a uniform direction, for two rows of a Haar-orthogonal block with χ_d norms; ``theory/_blocks.py`` has the other blocks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
 from nla_llm.backend import Array, namespace, to_numpy
-from nla_llm.theory._confluent import pair_covariance, poisson_mean, rising_ratio
-from nla_llm.theory.bound import Matrix, Theory
+from nla_llm.theory._blocks import equiangular_covariance, fixed_norm_log_variance
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from nla_llm.theory.bound import Matrix
+
 __all__ = [
+    "ISOTROPIC",
     "Features",
+    "block_cosine",
+    "claimed_gain",
     "crossover_angle",
-    "fixed_norm_mean",
-    "kernel_theory",
     "log_optimal_positive_variance",
     "log_relative_variance",
     "optimal_rho",
     "pair_count",
-    "rademacher_mean",
     "recentring_shift",
     "relative_variance",
     "squared_norms",
     "trigonometric_to_positive",
 ]
 
+ISOTROPIC = ("iid", "orthogonal", "simplex", "regularised")  # ensembles whose law is the same in every rotated frame
 Features: TypeAlias = Literal["trigonometric", "positive", "hyperbolic"]
-_SUM_NORM: dict[str, bool] = {"trigonometric": False, "positive": True, "hyperbolic": True}
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -119,13 +119,13 @@ def pair_count(m: int, d: int) -> int:
 
 
 def log_relative_variance(
-    features: Features, squared_norm: ArrayLike, *, m: int, d: int | None = None, orthogonal: bool = False
+    features: Features, squared_norm: ArrayLike, *, m: int, d: int | None = None, directions: str = "iid"
 ) -> Matrix:
     """Natural logarithm of Var(Â)/A² of one entry of the kernel estimate, elementwise; −inf where it is zero.
 
     Independent frequencies: (e^t − 1)/m, (cosh t − 1)/m, (cosh s − 1)/m for positive, hyperbolic and trigonometric
-    features. Orthogonal blocks of d rows with χ_d norms (m may be any number: full blocks and a remainder; blocks are
-    independent of one another) add N C_d(τ)/m², with N ordered pairs within blocks; for m ≤ d that is (1 − 1/m) C_d(τ).
+    features. Blocks of d rows (m may be any number: full blocks and a remainder; blocks are independent of one
+    another) add N C/m², with N ordered pairs within blocks and the covariance C of a pair; N/m² is 1 − 1/m for m ≤ d.
 
     Parameters
     ----------
@@ -134,39 +134,45 @@ def log_relative_variance(
     squared_norm
         t = |x + y|² for positive and hyperbolic, s = |x − y|² for trigonometric features; any shape, >= 0.
     m, d
-        Frequencies and head dimension; d is only needed with ``orthogonal``.
+        Frequencies and head dimension; d is only needed for blocks.
+    directions
+        'iid'; 'orthogonal' or 'simplex' blocks with χ_d norms; 'regularised', orthogonal blocks with norms √d, of which
+        it is the variance around a mean that is not A (:func:`nla_llm.theory.ensembles.fixed_norm_mean`).
 
     References
     ----------
-    Choromanski et al. 2021, arXiv 2009.14794, Lemma 2 (independent); the covariance is derived in the module's header.
+    Choromanski et al. 2021, arXiv 2009.14794, Lemma 2 (independent); Reid et al. 2023, arXiv 2301.13856 (simplex, as a
+    series); the covariances as they stand here are derived in the header of ``theory/_blocks.py``.
 
     Examples
     --------
-    >>> v = np.exp(log_relative_variance("positive", 1.0, m=4, d=4, orthogonal=True))
-    >>> bool(v < np.expm1(1.0) / 4)
-    True
+    >>> v = [float(np.exp(log_relative_variance("positive", 1.0, m=4, d=4, directions=e))) for e in ISOTROPIC]
+    >>> (v / np.expm1(1.0) * 4).round(4).tolist()
+    [1.0, 0.8866, 0.5103, 0.4161]
     """
     check_features(features)
     m = check_whole("m", m)
     a = _nonnegative("squared_norm", squared_norm)
+    if directions not in ISOTROPIC:
+        raise ValueError(f"of the directions one of {', '.join(ISOTROPIC)} has such a variance, got {directions!r}")
+    if d is None and directions != "iid":
+        raise ValueError(f"directions={directions!r} needs d, the head dimension, which is the size of a block")
+    pairs = 0 if d is None or directions == "iid" else pair_count(m, d)
+    if directions == "regularised" and d is not None:
+        return fixed_norm_log_variance(features, a, d, m=m, pairs=pairs)
     with np.errstate(divide="ignore"):
         log_single = _log_single(features, a)
-        if not orthogonal:
-            return np.asarray(log_single - np.log(m))
-        if d is None:
-            raise ValueError("orthogonal=True needs d, the head dimension, which is the size of a block")
-        pairs = pair_count(m, d)
-        if not pairs:
+        if not pairs or d is None:
             return np.asarray(log_single - np.log(m))
         # Covariance over variance stays bounded although both overflow; below 1e-100 it has reached its limit at zero.
         b = np.maximum(a, 1e-100)
-        covariance, log_size = pair_covariance(-b if features == "trigonometric" else b, d)
+        covariance, log_size = equiangular_covariance(features, b, d, block_cosine(directions, d))
         ratio = covariance * np.exp(log_size - _log_single(features, b))
         return np.asarray(log_single - np.log(m) + np.log1p(pairs / m * ratio))
 
 
 def relative_variance(
-    features: Features, squared_norm: ArrayLike, *, m: int, d: int | None = None, orthogonal: bool = False
+    features: Features, squared_norm: ArrayLike, *, m: int, d: int | None = None, directions: str = "iid"
 ) -> Matrix:
     """Var(Â)/A² of one entry: the exponential of :func:`log_relative_variance`; inf where it overflows.
 
@@ -176,7 +182,36 @@ def relative_variance(
     True
     """
     with np.errstate(over="ignore"):
-        return np.asarray(np.exp(log_relative_variance(features, squared_norm, m=m, d=d, orthogonal=orthogonal)))
+        return np.asarray(np.exp(log_relative_variance(features, squared_norm, m=m, d=d, directions=directions)))
+
+
+def block_cosine(directions: str, d: int) -> float:
+    """Cosine of the angle between two directions of a block: 0, or −1/(d − 1) in a regular simplex.
+
+    Examples
+    --------
+    >>> block_cosine("simplex", 5)
+    -0.25
+    """
+    return -1 / (d - 1) if directions == "simplex" and d > 1 else 0.0
+
+
+def claimed_gain(t: ArrayLike, *, m: int, d: int) -> Matrix:
+    """Lower bound of the gain of orthogonal positive features, (MSE(independent) − MSE(orthogonal))/A², for m ≤ d.
+
+    2(m − 1)/(m(d + 2)) · (1 − e^(−t/2))² (Choromanski et al. 2021, arXiv 2009.14794, Theorem 2). The true gain, −(1 −
+    1/m) C_d(t), is this one to leading order in t, so that the constant 2/(d + 2) cannot be improved.
+
+    Examples
+    --------
+    >>> independent, orthogonal = (relative_variance("positive", 1.0, m=8, d=8, directions=e) for e in ISOTROPIC[:2])
+    >>> bool(independent - orthogonal > claimed_gain(1.0, m=8, d=8))
+    True
+    """
+    a, m, d = _nonnegative("t", t), check_whole("m", m), check_whole("d", d)
+    if m > d:
+        raise ValueError(f"the theorem speaks of one block, m <= d={d}, got m={m}")
+    return np.asarray(2 * (m - 1) / (m * (d + 2)) * np.expm1(-a / 2) ** 2)
 
 
 def _log_single(features: str, a: Matrix) -> Matrix:
@@ -184,62 +219,6 @@ def _log_single(features: str, a: Matrix) -> Matrix:
     if features == "positive":
         return np.asarray(a + np.log(-np.expm1(-a)))
     return np.asarray(a + 2 * np.log(-np.expm1(-a)) - np.log(2))
-
-
-@dataclass(frozen=True)
-class _Entries:
-    """Means and variances of the entries, row block by row block."""
-
-    q: Array
-    k: Array
-    scale: float
-    features: Features
-    m: int
-    orthogonal: bool
-
-    def log_variance(self, start: int, stop: int) -> Matrix:
-        a = squared_norms(self.q[..., start:stop, :], self.k, scale=self.scale, plus=_SUM_NORM[self.features])
-        d = int(self.q.shape[-1])
-        return log_relative_variance(self.features, a, m=self.m, d=d, orthogonal=self.orthogonal)
-
-    def mean(self, start: int, stop: int) -> Matrix:
-        batch = np.broadcast_shapes(self.q.shape[:-2], self.k.shape[:-2])
-        return np.ones((*batch, stop - start, self.k.shape[-2]))
-
-
-def kernel_theory(q: Array, k: Array, *, scale: float, features: Features, m: int, orthogonal: bool = False) -> Theory:
-    """What is known of the estimate of exp(scale · q kᵀ) by m random frequencies: unbiased, with this variance.
-
-    Parameters
-    ----------
-    q, k
-        Queries (..., n_q, d) and keys (..., n_k, d), as the features see them (after recentring, if any).
-    orthogonal
-        Haar-orthogonal blocks of d rows with χ_d norms, instead of independent Gaussian rows.
-
-    Examples
-    --------
-    >>> q, k = np.ones((3, 4)), np.zeros((2, 4))
-    >>> promise = kernel_theory(q, k, scale=0.5, features="positive", m=8)
-    >>> promise.relative_variance().shape, promise.unbiased
-    ((3, 2), True)
-    """
-    check_features(features)
-    scaled_pair(q[..., :1, :], k[..., :1, :], scale)
-    entries = _Entries(q, k, scale, features, check_whole("m", m), orthogonal)
-    batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2])
-    directions = "Haar-orthogonal blocks with chi norms" if orthogonal else "independent Gaussian directions"
-    return Theory(
-        name=f"{features} features, {directions}",
-        kind="closed form",
-        status="VE",
-        source="Choromanski et al. 2021, arXiv 2009.14794, Lemma 2"
-        + ("; covariance within a block derived from |ω₁ + ω₂|² ~ χ²_{2d}" if orthogonal else ""),
-        shape=(*batch, int(q.shape[-2]), int(k.shape[-2])),
-        mean_rows=entries.mean,
-        log_variance_rows=entries.log_variance,
-        assumptions=("entries of the kernel before division by the row sums", directions, "exact arithmetic"),
-    )
 
 
 # -- comparisons -------------------------------------------------------------------------------------------------------
@@ -311,42 +290,6 @@ def log_optimal_positive_variance(t: ArrayLike, d: int, *, m: int = 1, rho: Arra
     log_moment = d / 2 * np.log1p((1 - r) ** 2 / (4 * r)) + r * a
     with np.errstate(divide="ignore"):
         return np.asarray(log_moment + np.log(-np.expm1(-log_moment)) - np.log(check_whole("m", m)))
-
-
-# -- biased directions -------------------------------------------------------------------------------------------------
-
-
-def fixed_norm_mean(t: ArrayLike, d: int) -> Matrix:
-    """E Â/A of positive features whose directions all have norm √d: e^(−t/2) ₀F₁(; d/2; dt/4) ≤ 1, a bias.
-
-    1 − t²/(4(d + 2)) + O(t³) for small t (Choromanski et al. 2021, arXiv 2009.14794, the kernel SMREG of Theorem 1).
-
-    Examples
-    --------
-    >>> round(float(fixed_norm_mean(8.0, 64)), 6)
-    0.8098
-    """
-    a, d = _nonnegative("t", t), check_whole("d", d)
-    return poisson_mean(lambda count: np.exp(rising_ratio(d, count)), a / 2)
-
-
-def rademacher_mean(q: Array, k: Array, *, scale: float) -> Matrix:
-    """E Â/A of positive features whose directions have entries ±1, as from one Hadamard block: e^(−t/2) Π cosh z_l.
-
-    z = x + y; a bias, as the value is below 1. An array (n_q, n_k) from q (n_q, d) and k (n_k, d). Derived: the entries
-    of a row of signs times Hadamard are independent signs.
-
-    Examples
-    --------
-    >>> float(rademacher_mean(np.zeros((1, 2)), np.zeros((1, 2)), scale=1.0)[0, 0])
-    1.0
-    """
-    x, y = scaled_pair(q, k, scale)
-    log_mean = np.zeros((x.shape[0], y.shape[0]))
-    for xl, yl in zip(x.T, y.T, strict=True):
-        z = np.abs(xl[:, None] + yl[None, :])
-        log_mean += z + np.log1p(np.expm1(-2 * z) / 2) - z**2 / 2
-    return np.exp(log_mean)
 
 
 # -- recentring --------------------------------------------------------------------------------------------------------

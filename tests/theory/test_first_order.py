@@ -35,39 +35,48 @@ def test_covariance_of_independent_frequencies_by_quadrature(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_diagonal_is_the_variance_of_an_entry(kind):
     z = np.random.default_rng(0).standard_normal((4, 3))
-    for orthogonal in (False, True):
-        got = np.diagonal(entry_covariance(z, z, m=7, features=kind, orthogonal=orthogonal))
-        want = relative_variance(kind, np.sum(z**2, axis=-1), m=7, d=3, orthogonal=orthogonal)
+    for directions in ("iid", "orthogonal", "simplex"):
+        got = np.diagonal(entry_covariance(z, z, m=7, features=kind, directions=directions))
+        want = relative_variance(kind, np.sum(z**2, axis=-1), m=7, d=3, directions=directions)
         np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_covariance_within_an_orthogonal_block_is_right_to_fourth_order(kind):
-    """d = 2, exactly by quadrature: radii by Gauss–Laguerre in r²/2, the angle and the sign of ω₂ by equal weights."""
-    r, w = np.polynomial.laguerre.laggauss(50)
-    r = np.sqrt(2 * r)
+@pytest.mark.parametrize("directions", ["orthogonal", "simplex"])
+def test_covariance_within_a_block_is_right_to_fourth_order(kind, directions):
+    """d = 2, exactly by quadrature: radii by Gauss–Legendre, the angle and the sign of ω₂ by equal weights.
+
+    The second direction of a block is orthogonal to the first, with either sign; in a simplex it is the opposite one.
+    """
+    r, w = np.polynomial.legendre.leggauss(120)
+    r = 6 * (r + 1)
+    w = 6 * w * r * np.exp(-(r**2) / 2)  # the density of χ₂
     angle = 2 * np.pi * np.arange(48) / 48
     u, v = np.stack([np.cos(angle), np.sin(angle)], -1), np.stack([-np.sin(angle), np.cos(angle)], -1)
+    seconds = (v, -v) if directions == "orthogonal" else (-u,)
     base = np.array([[0.9, -0.4], [0.3, 1.1]])
 
-    def error(h):
-        z = h * base
+    def error(h, sign):
+        z = h * base * np.array([[1], [sign]])
         norms = np.sum(z**2, axis=-1)
 
-        def mean_over_radius(direction, sign, j):
-            phase = np.multiply.outer(r, direction @ z[j])
-            f = relative_features(kind, sign * phase, norms[j])
-            f = (f + relative_features(kind, -sign * phase, norms[j])) / 2  # u2 and −u2 are equally likely
-            return w @ f
+        def mean_over_radius(direction, j):
+            return w @ relative_features(kind, np.multiply.outer(r, direction @ z[j]), norms[j])
 
-        exact = np.mean(mean_over_radius(u, 1, 0) * mean_over_radius(v, 1, 1)) - 1
-        both = entry_covariance(z, z, m=2, features=kind, orthogonal=True)[0, 1]
+        exact = np.mean([mean_over_radius(u, 0) * mean_over_radius(s, 1) for s in seconds]) - 1
+        both = entry_covariance(z, z, m=2, features=kind, directions=directions)[0, 1]
         alone = entry_covariance(z, z, m=2, features=kind)[0, 1]
         return abs(2 * (both - alone) - exact), abs(exact)
 
-    (coarse, size), (fine, _) = error(0.4), error(0.2)
-    assert coarse < 0.08 * size
-    assert fine < coarse / 2**5.5  # sixth order
+    for sign in (1, -1):  # both signs of the inner product
+        (coarse, size), (fine, _) = error(0.4, sign), error(0.2, sign)
+        assert coarse < 0.08 * size
+        assert fine < coarse / 2**5.5  # sixth order
+
+
+def test_other_directions_have_no_prediction():
+    with pytest.raises(ValueError, match="'iid', 'orthogonal' or 'simplex'"):
+        entry_covariance(np.eye(2), np.eye(2), m=2, features="positive", directions="sobol")
 
 
 def normalised(kind, omega, x, y):
@@ -90,15 +99,18 @@ def softmax(s):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("orthogonal", [False, True])
-def test_prediction_against_simulation(kind, orthogonal):
+@pytest.mark.parametrize("directions", ["iid", "orthogonal", "simplex"])
+def test_prediction_against_simulation(kind, directions):
     rng, d, m, draws = np.random.default_rng(2), 3, 96, 4_000
     q, k = 0.25 * rng.standard_normal((2, 5, d))
-    prediction = first_order_error(q, k, scale=0.6, m=m, features=kind, orthogonal=orthogonal, rows=5)
+    prediction = first_order_error(q, k, scale=0.6, m=m, features=kind, directions=directions, rows=5)
     assert prediction.valid
     omega = rng.standard_normal((draws, m, d))
-    if orthogonal:
-        u = ortho_group(d, seed=rng).rvs(draws * m // d).reshape(draws, m, d)
+    if directions != "iid":
+        u = ortho_group(d, seed=rng).rvs(draws * m // d)
+        if directions == "simplex":  # three vectors of a plane, 120° apart
+            u = np.sqrt(1.5) * (u - u.mean(axis=1, keepdims=True))
+        u = u.reshape(draws, m, d)
         omega = u * np.sqrt(rng.chisquare(d, size=(draws, m)))[..., None]
     x, y = np.sqrt(0.6) * q, np.sqrt(0.6) * k
     squares = np.sum((normalised(kind, omega, x, y) - softmax(x @ y.T)) ** 2, axis=(1, 2))

@@ -8,7 +8,9 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 
+from nla_llm.theory import kernel_theory
 from nla_llm.theory import random_features as rf
+from nla_llm.theory._confluent import pair_covariance
 
 KINDS = ("trigonometric", "positive", "hyperbolic")
 SIGN = {"trigonometric": -1, "positive": 1, "hyperbolic": 1}
@@ -62,7 +64,7 @@ def test_orthogonal_variance_agrees_with_sixty_digits(kind, d):
     for a, m in itertools.product((1e-8, 1e-3, 0.3, 0.999, 1.001, 5, 20, 60, 300), (2, d, 2 * d, 2 * d + 3)):
         full, rest = divmod(m, d)
         want = mpmath.log(exact_variance(kind, a, m, d, full * d * (d - 1) + rest * (rest - 1)))
-        got = float(rf.log_relative_variance(kind, a, m=m, d=d, orthogonal=True))
+        got = float(rf.log_relative_variance(kind, a, m=m, d=d, directions="orthogonal"))
         assert abs(got - float(want)) < 1e-10, (a, m)
 
 
@@ -70,15 +72,15 @@ def test_orthogonal_variance_agrees_with_sixty_digits(kind, d):
 def test_large_arguments_neither_overflow_nor_lose_the_logarithm(d):
     for kind in KINDS:
         a = np.array([800.0, 1500.0])
-        got = rf.log_relative_variance(kind, a, m=3, d=d, orthogonal=True)
+        got = rf.log_relative_variance(kind, a, m=3, d=d, directions="orthogonal")
         want = [float(mpmath.log(exact_variance(kind, v, 3, d, 6))) for v in a] if d >= 3 else []
         np.testing.assert_allclose(got, want, rtol=1e-12)
-        assert np.all(np.isinf(rf.relative_variance(kind, a, m=3, d=d, orthogonal=True)))
+        assert np.all(np.isinf(rf.relative_variance(kind, a, m=3, d=d, directions="orthogonal")))
 
 
 def test_zero_norm_has_no_variance_and_tiny_norms_keep_the_limit():
     for kind in KINDS:
-        tiny = rf.log_relative_variance(kind, [0.0, 1e-170], m=4, d=4, orthogonal=True)
+        tiny = rf.log_relative_variance(kind, [0.0, 1e-170], m=4, d=4, directions="orthogonal")
         assert tiny[0] == -np.inf
         limit = np.log(1 / 4 if kind == "positive" else (1 / 8) * (3 / 6))  # t²/2 (1/d − (d−1)/(d(d+2)))
         assert tiny[1] - limit == pytest.approx(np.log(1e-170) * (1 if kind == "positive" else 2), rel=1e-12)
@@ -101,7 +103,7 @@ def test_orthogonal_blocks_by_monte_carlo(kind, m):
     assert abs(estimate.mean()) < 4 * estimate.std() / np.sqrt(draws)
     a = argument(kind, x, y)
     predicted, independent = (
-        float(rf.relative_variance(kind, a, m=m, d=d, orthogonal=orthogonal)) for orthogonal in (True, False)
+        float(rf.relative_variance(kind, a, m=m, d=d, directions=directions)) for directions in ("orthogonal", "iid")
     )
     squares = estimate**2
     assert abs(squares.mean() - predicted) < 4 * squares.std() / np.sqrt(draws)
@@ -120,26 +122,36 @@ def test_orthogonal_block_covariance_by_quadrature_over_the_sphere():
         first = np.cosh(np.sqrt(t) * np.multiply.outer(r, np.cos(a))) * np.exp(-t / 2)
         second = np.cosh(np.sqrt(t) * np.multiply.outer(r, np.sin(a))) * np.exp(-t / 2)
         cross = np.mean((w @ first) * (w @ second))
-        value, log_size = rf.pair_covariance(np.asarray(t), 2)
+        value, log_size = pair_covariance(np.asarray(t), 2)
         assert log_size == 0
         assert value == pytest.approx(cross - 1, abs=1e-9)
 
 
 def test_published_ratios_of_orthogonal_to_independent():
     for (d, t), ratio in {(4, 1): 0.8866, (16, 1): 0.7818, (64, 1): 0.7311, (16, 8): 0.9967, (64, 8): 0.9931}.items():
-        got = rf.relative_variance("positive", t, m=d, d=d, orthogonal=True) / rf.relative_variance("positive", t, m=d)
+        blocks = rf.relative_variance("positive", t, m=d, d=d, directions="orthogonal")
+        got = blocks / rf.relative_variance("positive", t, m=d)
         assert got == pytest.approx(ratio, abs=5e-5)
     # trigonometric features can lose by orthogonality: the covariance at s = 10, d = 4 is positive
-    assert rf.relative_variance("trigonometric", 10, m=4, d=4, orthogonal=True) > rf.relative_variance(
+    assert rf.relative_variance("trigonometric", 10, m=4, d=4, directions="orthogonal") > rf.relative_variance(
         "trigonometric", 10, m=4
     )
 
 
-def test_performer_theorem_2_never_violated():
-    for d, t in itertools.product((2, 4, 8, 64), np.geomspace(1e-3, 60, 25)):
-        gap = (1 - 1 / d) * -rf.pair_covariance(np.asarray(t), d)[0]
-        claimed = 2 * (d - 1) / (d * (d + 2)) * (1 - np.exp(-t / 2)) ** 2
-        assert gap >= claimed * (1 - 1e-12)
+def test_performer_theorem_2_holds_with_a_sharp_constant():
+    for d, t in itertools.product((1, 2, 4, 8, 64), np.geomspace(1e-3, 60, 25)):
+        for m in {1, max(1, d // 2), d}:
+            independent, blocks = (
+                rf.relative_variance("positive", t, m=m, d=d, directions=e) for e in ("iid", "orthogonal")
+            )
+            gain = (1 - 1 / m) * -pair_covariance(np.asarray(t), d)[0] if m > 1 else 0.0
+            assert gain == pytest.approx(independent - blocks, abs=1e-14 * independent)
+            assert gain >= rf.claimed_gain(t, m=m, d=d) * (1 - 1e-12)
+    for d in (2, 8, 64):  # their ratio tends to one: no larger constant than 2/(d + 2) would do
+        true = (1 - 1 / d) * -pair_covariance(np.asarray(1e-4), d)[0]
+        assert true / rf.claimed_gain(1e-4, m=d, d=d) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match="one block"):
+        rf.claimed_gain(1.0, m=9, d=8)
 
 
 def test_squared_norms_keep_relative_accuracy_and_refuse_a_negative_scale():
@@ -159,9 +171,9 @@ def test_kernel_theory_of_a_problem_by_blocks_of_rows():
     rng = np.random.default_rng(1)
     q, k = rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 5, 4))
     for kind in KINDS:
-        promise = rf.kernel_theory(q, k, scale=0.5, features=kind, m=9, orthogonal=True)
+        promise = kernel_theory(q, k, scale=0.5, features=kind, m=9, directions="orthogonal")
         z = np.sqrt(0.5) * (q[:, :, None] + SIGN[kind] * k[:, None])
-        want = rf.relative_variance(kind, np.sum(z**2, -1), m=9, d=4, orthogonal=True)
+        want = rf.relative_variance(kind, np.sum(z**2, -1), m=9, d=4, directions="orthogonal")
         np.testing.assert_allclose(promise.relative_variance(), want, rtol=1e-12)
         np.testing.assert_array_equal(promise.relative_variance(2, 4), promise.relative_variance()[:, 2:4])
         assert promise.unbiased
@@ -213,27 +225,6 @@ def test_optimal_rho_is_the_minimiser():
     assert rf.optimal_rho(0.0, 8) == 1
 
 
-@pytest.mark.parametrize("d", [2, 16, 64, 65])
-def test_bias_of_fixed_norms(d):
-    t = np.array([0.0, 1e-4, 1.0, 8.0, 50.0, 1300.0])
-    with mpmath.workdps(40):
-        want = [
-            float(mpmath.exp(-mpmath.mpf(v) / 2) * mpmath.hyp0f1(mpmath.mpf(d) / 2, mpmath.mpf(v) * d / 4)) for v in t
-        ]
-    np.testing.assert_allclose(rf.fixed_norm_mean(t, d), want, rtol=1e-10, atol=1e-18)
-    assert 1 - rf.fixed_norm_mean(1e-3, d) == pytest.approx(1e-6 / (4 * (d + 2)), rel=1e-2)
-
-
-def test_bias_of_sign_directions_by_enumeration():
-    rng = np.random.default_rng(3)
-    q, k = rng.standard_normal((2, 5)), rng.standard_normal((3, 5))
-    signs = np.array(list(itertools.product((-1, 1), repeat=5)))
-    root = np.sqrt(0.4)
-    want = [[values("positive", signs, root * a, root * b).mean() for b in k] for a in q]
-    np.testing.assert_allclose(rf.rademacher_mean(q, k, scale=0.4), want, rtol=1e-12)
-    assert np.all(np.array(want) < 1)
-
-
 def test_recentring_lowers_the_mean_squared_norm_by_exactly_its_claim():
     rng = np.random.default_rng(4)
     q, k = rng.standard_normal((7, 3)) + 0.8, rng.standard_normal((5, 3)) + 0.5
@@ -249,7 +240,7 @@ def test_theory_takes_arrays_of_any_library(library):
     xp = pytest.importorskip(library)
     q, k = np.random.default_rng(0).standard_normal((2, 4, 3))
     theirs, ours = (
-        rf.kernel_theory(a, b, scale=0.5, features="hyperbolic", m=5, orthogonal=True).log_relative_variance(1, 3)
+        kernel_theory(a, b, scale=0.5, features="hyperbolic", m=5, directions="orthogonal").log_relative_variance(1, 3)
         for a, b in ((xp.asarray(q), xp.asarray(k)), (q, k))
     )
     np.testing.assert_array_equal(theirs, ours)
@@ -272,7 +263,7 @@ def test_recentring_in_the_namespace_of_its_arguments(library):
         (lambda: rf.log_relative_variance("gaussian", 1.0, m=1), "features must be one of"),
         (lambda: rf.log_relative_variance("positive", -1.0, m=1), "squared_norm must be finite"),
         (lambda: rf.log_relative_variance("positive", 1.0, m=0), "m must be a whole number"),
-        (lambda: rf.log_relative_variance("positive", 1.0, m=2, orthogonal=True), "needs d"),
+        (lambda: rf.log_relative_variance("positive", 1.0, m=2, directions="orthogonal"), "needs d"),
         (lambda: rf.optimal_rho(np.nan, 3), "t must be finite"),
         (lambda: rf.log_optimal_positive_variance(1.0, 3, rho=0.0), "rho must be positive"),
         (lambda: rf.crossover_angle(0.0), "norm must be positive"),

@@ -36,8 +36,8 @@ class RandomFeatures(ABC):
     m
         Number of directions drawn. Trigonometric and hyperbolic functions make two features of each.
     directions
-        Name of an ensemble: 'iid', 'orthogonal', 'simplex' or 'sobol', with which the kernel is unbiased; 'regularised',
-        'hadamard' or 'hadamard1', with which it is not: they estimate another kernel, whatever m.
+        Name of an ensemble: with 'iid', 'orthogonal', 'simplex' or 'sobol' the kernel is unbiased; with 'regularised',
+        'hadamard' or 'hadamard1' it is not: they estimate another kernel, whatever m.
     orthogonal
         ``orthogonal=True`` is short for ``directions="orthogonal"``.
     recentre
@@ -113,14 +113,11 @@ class RandomFeatures(ABC):
         return self.features(x, omega.project(x)), self.features(y, omega.project(y))
 
     def theory(self, problem: AttentionProblem) -> Theory | None:
-        """Mean and variance of the entries of Â before the division by row sums, in closed form."""
-        if self.directions not in {"iid", "orthogonal"}:
-            return None
+        """Mean and, where it is known, variance of the entries of Â before the division by row sums."""
         from nla_llm.theory import kernel_theory  # noqa: PLC0415 - SciPy loads there
 
         x, y = self._scaled(problem)
-        orthogonal = self.directions == "orthogonal"
-        return kernel_theory(x, y, scale=1.0, features=self.function, m=self.m, orthogonal=orthogonal)
+        return kernel_theory(x, y, scale=1.0, features=self.function, m=self.m, directions=self.directions)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Directions, scaled inputs, their projections and norms, the features; then a kernel of m or 2m features."""
