@@ -20,7 +20,7 @@ __all__ = ["Averaged", "SegmentDiagonal", "Segments"]
 
 @final
 class Averaged(Operator):
-    """Mean of copies of an operator: each of ``parts`` is (..., g, n_q, n_k), and the mean runs over all g of all parts.
+    """Mean over copies of an operator: each of ``parts`` is (..., g, n_q, n_k), the mean runs over all g of all parts.
 
     The copies come in parts so that only one part is worked on at a time.
 

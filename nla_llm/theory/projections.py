@@ -1,5 +1,4 @@
-"""Projections of the keys onto m random directions of the sequence: P Rᵀ R in place of P, its exact error and what was
-published about it.
+"""Projections onto m random directions along the keys: P RᵀR in place of P, its exact error, and what was published.
 
 R is m × n with independent entries N(0, 1/m), so that E RᵀR = I. Everything is float64 NumPy.
 """

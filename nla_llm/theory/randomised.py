@@ -1,7 +1,7 @@
 """Randomised attention: how far means over random directions scatter that are drawn near queries plus keys.
 
-With x = √scale q, y = √scale k and z = x + y, a kernel estimate e^(x·y) N(ω; z, I)/N(ω; μ, Σ) of exp(x·y) from ω ~ N(μ, Σ)
-is unbiased whatever μ and Σ: positive features (FAVOR+) are μ = 0, Σ = I. Everything is float64 NumPy.
+With x = √scale q, y = √scale k and z = x + y, the estimate e^(x·y) N(ω; z, I)/N(ω; μ, Σ) of exp(x·y), ω ~ N(μ, Σ), is
+unbiased whatever μ and Σ: positive features (FAVOR+) are μ = 0, Σ = I. Everything is float64 NumPy.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = [
 def log_proposal_variance(x: ArrayLike, y: ArrayLike, mu: ArrayLike, *, variance: float = 1.0, m: int = 1) -> Matrix:
     """Natural logarithm of the relative variance of exp(x·y) estimated from m draws ω ~ N(μ, variance · I), (n_q, n_k).
 
-    (variance^d (2 variance − 1)^(−d/2) exp(|x + y − μ|²/(2 variance − 1)) − 1)/m, derived: ∫ N(ω; z, I)²/N(ω; μ, Σ) dω is a
-    Gaussian integral. With unit variance exp(|z − μ|²) − 1: zero at μ = z, that of FAVOR+ at μ = 0. Infinite where the
-    variance is at most ½, whatever μ.
+    (variance^d (2 variance − 1)^(−d/2) exp(|x + y − μ|²/(2 variance − 1)) − 1)/m, derived: ∫ N(ω; z, I)²/N(ω; μ, Σ) dω
+    is a Gaussian integral. With unit variance exp(|z − μ|²) − 1: zero at μ = z, that of FAVOR+ at μ = 0. Infinite where
+    the variance is at most ½, whatever μ.
 
     Parameters
     ----------
@@ -59,13 +59,13 @@ def log_proposal_variance(x: ArrayLike, y: ArrayLike, mu: ArrayLike, *, variance
 
 
 def log_proposals_variance_bound(x: ArrayLike, y: ArrayLike, mu: ArrayLike) -> Matrix:
-    """Natural logarithm of a bound of the relative variance for one ω_s from each N(μ_s, I), weighed by the balance heuristic.
+    """Natural logarithm of a bound of the relative variance with one ω_s ~ N(μ_s, I) each and the balance heuristic.
 
-    (H − 1)/m with H the harmonic mean of exp(|x + y − μ_s|²) over the m rows of ``mu``, (n_q, n_k). Derived: the variance is
-    ∫ N(ω; z)²/Σ_s N(ω; μ_s) dω − Σ_s a_s² with Σ a_s = 1, so a_s² sum up to 1/m at least, and by Cauchy and Schwarz
-    1/Σ_s q_s <= Σ_s λ_s²/q_s for all λ that sum to one; λ_s ∝ exp(−|z − μ_s|²) is the best. An equality where all μ_s are
-    equal. A defensive mixture is one that has zeros among the rows: if m₀ are, the bound stays below
-    (m/m₀ exp(|z|²) − 1)/m.
+    (H − 1)/m with H the harmonic mean of exp(|x + y − μ_s|²) over the m rows of ``mu``, (n_q, n_k). Derived: the
+    variance is ∫ N(ω; z)²/Σ_s N(ω; μ_s) dω − Σ_s a_s² with Σ a_s = 1, so a_s² sum up to 1/m at least, and by Cauchy and
+    Schwarz 1/Σ_s q_s <= Σ_s λ_s²/q_s for all λ that sum to one; λ_s ∝ exp(−|z − μ_s|²) is the best. An equality where
+    all μ_s are equal. A defensive mixture is one that has zeros among the rows: if m₀ are, the bound stays below (m/m₀
+    exp(|z|²) − 1)/m.
 
     Examples
     --------
@@ -106,8 +106,8 @@ def proposal_theory(x: Matrix, y: Matrix, mu: Matrix) -> Theory:
         name=f"{mu.shape[-2]} proposals, balance heuristic",
         kind="bound",
         status="VB",
-        source="derived from the variance of multiple importance sampling (Veach and Guibas 1995) by Cauchy and Schwarz; "
-        "estimator of Zheng, Wang and Kong 2022, arXiv 2204.04667",
+        source="derived from the variance of multiple importance sampling (Veach and Guibas 1995) by Cauchy and "
+        "Schwarz; estimator of Zheng, Wang and Kong 2022, arXiv 2204.04667",
         shape=shape,
         mean_rows=lambda start, stop: np.ones((*batch, stop - start, shape[-1])),
         log_variance_rows=log_variance,
@@ -119,7 +119,7 @@ def proposal_theory(x: Matrix, y: Matrix, mu: Matrix) -> Theory:
 
 
 def randomised_attention_error_bound(squared_norm: ArrayLike, n_q: int, m: int) -> Matrix:
-    """√((n_q − ‖P‖_F²)/m), a bound of √E ‖P̂ − P‖_F² for m draws of randomised attention: the error of m keys drawn from P.
+    """√((n_q − ‖P‖_F²)/m), a bound of √E ‖P̂ − P‖_F² for m draws of randomised attention: that of m keys drawn from P.
 
     Derived: a row of P̂ is the mean of m independent posteriors of the key l ~ P_n· given ω, and conditional
     expectation lowers the variance P_nl (1 − P_nl) of the indicator of that key (Rao and Blackwell).
@@ -146,7 +146,7 @@ def randomised_attention_theory(squared_norm: ArrayLike, m: int, shape: tuple[in
         name=f"{m} keys drawn from softmax attention",
         kind="bound",
         status="VB",
-        source="derived by conditional expectation; estimator of Zheng, Wang and Kong 2022, arXiv 2204.04667, section 3",
+        source="derived by conditional expectation; estimator of Zheng, Wang and Kong 2022, arXiv 2204.04667",
         shape=shape,
         error_norm=partial(_frobenius_only, squared_norm, shape[-2], m),
         assumptions=("exact arithmetic",),
@@ -154,11 +154,11 @@ def randomised_attention_theory(squared_norm: ArrayLike, m: int, shape: tuple[in
 
 
 def randomised_attention_moments(x: ArrayLike, y: ArrayLike, *, nodes: int = 80) -> tuple[Matrix, Matrix]:
-    """Mean and variance of the entries of one draw of randomised attention, for tokens on a line: x (n_q,) and y (n_k,).
+    """Mean and variance of the entries of one draw of randomised attention, for tokens on a line, x (n_q,), y (n_k,).
 
-    By Gauss–Hermite quadrature of softmax_j(ω y_j − y_j²/2) and of its square over ω ~ Σ_l P_nl N(x_n + y_l, 1). The mean is P
-    (Zheng, Wang and Kong 2022, arXiv 2204.04667); the variance of m draws is that of one over m. With two keys in any
-    dimension only the component of x along their difference matters, up to a shift of the keys.
+    By Gauss–Hermite quadrature of softmax_j(ω y_j − y_j²/2) and of its square over ω ~ Σ_l P_nl N(x_n + y_l, 1). The
+    mean is P (Zheng, Wang and Kong 2022, arXiv 2204.04667); the variance of m draws is that of one over m. With two
+    keys in any dimension only the component of x along their difference matters, up to a shift of the keys.
 
     Examples
     --------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
@@ -32,20 +32,21 @@ class Eva:
     """Exact attention in the segment of a query; any other segment c as a whole, with the weight |c| exp(x·ȳ_c).
 
     EVA of Zheng, Yuan, Wang and Kong 2023, arXiv 2302.04542: randomised attention with a control variate for each of m
-    segments of consecutive keys. Where the coefficient of a segment is its own best one, the sum over the segment becomes
-    exact and the ω of the other segments drop out of it. What is left of the segment of other queries is its total weight
-    Σ_{j ∈ c} exp(x_i·y_j), approximated by the mean key ȳ_c, and the division of this weight among its keys, which is
-    softmax_j(ω_c·y_j − |y_j|²/2) with ω_c ~ N(x̄_c + ȳ_c, I), x̄_c the mean of the queries of the same number.
+    segments of consecutive keys. Where the coefficient of a segment is its own best one, the sum over the segment
+    becomes exact and the ω of the other segments drop out of it. What is left of the segment of other queries is its
+    total weight Σ_{j ∈ c} exp(x_i·y_j), approximated by the mean key ȳ_c, and the division of this weight among its
+    keys, which is softmax_j(ω_c·y_j − |y_j|²/2) with ω_c ~ N(x̄_c + ȳ_c, I), x̄_c the mean of the queries of the same
+    number.
 
-    Biased: the weight by Jensen's inequality, of second order in the spread of the keys of a segment, the division of first
-    order, as ω_c ought to lie near x_i + ȳ_c. With m = 1 and with m = n_k it is softmax attention itself.
+    Biased: the weight by Jensen's inequality, of second order in the spread of the keys of a segment, the division of
+    first order, as ω_c ought to lie near x_i + ȳ_c. With m = 1 and with m = n_k it is softmax attention itself.
 
     Three things are otherwise in the authors' program: it leaves out the factor |c|, without which a segment weighs as
     much as a single key; it counts the keys of the nearby segment twice, exactly and as a segment; and it halves
     the mean of ω.
 
-    Costs 2 n (n/m + m)(d + d_v) operations, least at m = √n: linear in n only where m grows with it. The causal form sees
-    the earlier keys of its own segment and the earlier segments.
+    Costs 2 n (n/m + m)(d + d_v) operations, least at m = √n: linear in n only where m grows with it. The causal form
+    sees the earlier keys of its own segment and the earlier segments.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ class Eva:
         noise = generator(rng).standard_normal((self.m, problem.d))
         omega = omega + xp.astype(from_numpy(noise, like=x), x.dtype)
         own, others = _joint_softmax(
-            _own_logits(problem, x, y, rows, columns, hidden), _segment_logits(problem, x, near_y, rows, count), rows
+            _own_logits(problem, x, y, (rows, columns), hidden), _segment_logits(problem, x, near_y, rows, count), rows
         )
         shares = _shares(y, omega, columns, hidden, count)
         whole = SegmentDiagonal(shares, Segments(self.m, self.m), columns, nonnegative=True)
@@ -93,7 +94,7 @@ class Eva:
         )
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
-        """Means of segments; logits of pairs inside segments and with segments, their softmax; shares inside segments."""
+        """Means of segments; logits inside segments and with segments, their softmax; shares inside segments."""
         n_q, n_k, d, d_v = costs.symbols_of(problem)
         m, f = costs.m, costs.formulas
         pairs = f.pairs_inside_segments(n_q, n_k, m, causal=problem.causal)
@@ -109,10 +110,10 @@ class Eva:
 
 
 def _own_logits(
-    problem: AttentionProblem, x: Array, y: Array, rows: Segments, columns: Segments, hidden: Array | None
+    problem: AttentionProblem, x: Array, y: Array, segments: tuple[Segments, Segments], hidden: Array | None
 ) -> Array:
     """Logits of the keys of its own segment, (..., m, rows.size, columns.size), −∞ for keys that it does not see."""
-    xp = namespace(x)
+    xp, (rows, columns) = namespace(x), segments
     keep = rows.filled[:, :, None] & columns.filled[:, None, :]
     if problem.causal:
         keep = keep & (columns.slots[:, None, :] <= rows.slots[:, :, None])

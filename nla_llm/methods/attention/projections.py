@@ -131,13 +131,14 @@ class Linformer:
 class GaussianProjection:
     """P VVᵀ, the exact attention matrix projected onto m directions along the keys, random or the best ones.
 
-    With ``subspace="gaussian"`` it is P RᵀR, R (m, n_k) with entries N(0, 1/m): the construction in the proof of Theorem
-    1 of Wang et al. 2020 (arXiv 2006.04768) that attention is of low rank. Unbiased, E P̂ = P, with the mean square
-    error ‖P‖_F² (n_k + 1)/m: a relative error of √((n_k + 1)/m), larger than that of doing nothing until m exceeds n_k.
-    With ``subspace="optimal"`` the directions are the leading right singular vectors: the best matrix of rank m.
+    With ``subspace="gaussian"`` it is P RᵀR, R (m, n_k) with entries N(0, 1/m): the construction in the proof of
+    Theorem 1 of Wang et al. 2020 (arXiv 2006.04768) that attention is of low rank. Unbiased, E P̂ = P, with the mean
+    square error ‖P‖_F² (n_k + 1)/m: a relative error of √((n_k + 1)/m), larger than that of doing nothing until m
+    exceeds n_k. With ``subspace="optimal"`` the directions are the leading right singular vectors: the best matrix of
+    rank m.
 
-    Neither is cheap: P itself is applied to m columns, 2 n² (d + m) operations (streamed, nothing n × n is held), and the
-    optimal subspace costs a singular value decomposition. It shows what the theorem's construction is worth.
+    Neither is cheap: P itself is applied to m columns, 2 n² (d + m) operations (streamed, nothing n × n is held), and
+    the optimal subspace costs a singular value decomposition. It shows what the theorem's construction is worth.
 
     Parameters
     ----------
@@ -199,7 +200,7 @@ class GaussianProjection:
         return gaussian_projection_theory((values**2).sum(axis=-1), keys, self.m, exact.shape)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
-        """The directions, exact attention applied to them (for the optimal ones a decomposition); a product of rank m."""
+        """The directions, perhaps by a decomposition; exact attention applied to them; a product of rank m."""
         n_q, n_k, _, d_v = costs.symbols_of(problem)
         m, f = costs.m, costs.formulas
         exact = f.exact_attention(problem).operations().map(lambda x: _at_width(x, m))

@@ -1,6 +1,7 @@
 """Randomised attention: softmax attention as a mean over random directions that are drawn near queries plus keys.
 
-In the units x = √scale q and y = √scale k of this package, where the logits are x·y, softmax attention is a mean over ω,
+In the units x = √scale q and y = √scale k of this package, where the logits are x·y, softmax attention is a mean over
+ω,
 
     P_nj = E softmax_j(ω·y_j − |y_j|²/2),   ω = x_n + y_l + ε,   l ~ P_n·,   ε ~ N(0, I)
 
@@ -45,12 +46,12 @@ _BLOCK_ENTRIES = 1 << 17  # probabilities held at once while keys are drawn
 @final
 @dataclass(frozen=True)
 class RandomisedAttention:
-    """Mean of m softmax attentions whose queries ω are drawn, one for each query: P̂_n = (1/m) Σ_s softmax(ω_ns yᵀ − |y|²/2).
+    """Mean of m softmax attentions with drawn queries ω: P̂_n = (1/m) Σ_s softmax(ω_ns yᵀ − |y|²/2).
 
-    RA of Zheng, Wang and Kong 2022, arXiv 2204.04667, section 3. Unbiased for softmax attention itself, E P̂ = P, rows sum to
-    one, and no entry is negative. Given ω, its row is the posterior of the key l that ω was drawn near; so it is key
-    sampling from P_n·, improved by conditional expectation (Rao and Blackwell), and its variance is below that of m keys
-    drawn from P: E ‖P̂ − P‖_F² <= (n_q − ‖P‖_F²)/m.
+    RA of Zheng, Wang and Kong 2022, arXiv 2204.04667, section 3. Unbiased for softmax attention itself, E P̂ = P, rows
+    sum to one, and no entry is negative. Given ω, its row is the posterior of the key l that ω was drawn near; so it is
+    key sampling from P_n·, improved by conditional expectation (Rao and Blackwell), and its variance is below that of m
+    keys drawn from P: E ‖P̂ − P‖_F² <= (n_q − ‖P‖_F²)/m.
 
     A yardstick of what drawing can do rather than a cheap method: m + 1 times the cost of exact attention, and n_q m d
     numbers held. Keys are drawn in float64, by inversion of the distribution function of each row, the same random
@@ -114,7 +115,7 @@ class RandomisedAttention:
         return randomised_attention_theory(squared, self.m, exact.shape)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
-        """Exact weights and a key of each row drawn from them m times; then m exact attentions in one dimension more."""
+        """Exact weights, m keys drawn from each row; then m exact attentions in one dimension more."""
         n_q, n_k, d, d_v = costs.symbols_of(problem)
         m, f, pairs = costs.m, costs.formulas, costs.symbols.visible_pairs(problem)
         inputs = (n_q + n_k) * costs.Operations(mul=d) + norms_cost(n_k, d)
@@ -150,7 +151,7 @@ def _draw_keys(problem: AttentionProblem, uniform: Array) -> Array:
 
 
 def _invert(p: Array, uniform: Array, *, steps: int) -> Array:
-    """First key whose running sum exceeds ``uniform`` (rows, m) of the whole, for weights p (..., rows, n), by bisection."""
+    """First key whose running sum exceeds ``uniform`` (rows, m) of the whole, for weights p (..., rows, n)."""
     xp = namespace(p)
     n = p.shape[-1]
     running = xp.cumulative_sum(p, axis=-1)
@@ -173,7 +174,7 @@ def _gather(y: Array, index: Array) -> Array:
     """Rows y_l of y (..., n_k, d) for l = index (..., m, n_q): an array (..., m, n_q, d)."""
     xp = namespace(y)
     batch = np.broadcast_shapes(y.shape[:-2], index.shape[:-2])
-    copies, rows, d = *index.shape[-2:], y.shape[-1]
+    (copies, rows), d = index.shape[-2:], y.shape[-1]
     flat = xp.reshape(xp.broadcast_to(index, (*batch, copies, rows)), (*batch, copies * rows, 1))
     y = xp.broadcast_to(y, (*batch, *y.shape[-2:]))
     near = xp.take_along_axis(y, xp.broadcast_to(flat, (*batch, copies * rows, d)), axis=-2)
@@ -187,18 +188,19 @@ def _gather(y: Array, index: Array) -> Array:
 @final
 @dataclass(frozen=True)
 class Lara:
-    """Linear randomised attention: Â_ij = Σ_s α_is N(ω_s; 0, I)/N(ω_s; μ_s, I) ξ(x_i, ω_s) ξ(y_j, ω_s), ξ(x, ω) = e^(ω·x − |x|²/2).
+    """Linear randomised attention: Â_ij = Σ_s α_is N(ω_s; 0, I)/N(ω_s; μ_s, I) ξ(x_i, ω_s) ξ(y_j, ω_s).
 
-    Zheng, Wang and Kong 2022, arXiv 2204.04667, section 4: one ω_s ~ N(μ_s, I) for each proposal, whose mean μ_s is the
-    sum of the means of a segment of consecutive queries and of the segment of keys of the same number. The weights α
-    sum to one over the proposals at every ω, so that the kernel is unbiased before normalisation:
+    Here ξ(x, ω) = e^(ω·x − |x|²/2), x = √scale q and y = √scale k. Zheng, Wang and Kong 2022, arXiv 2204.04667,
+    section 4: one ω_s ~ N(μ_s, I) for each proposal, whose mean μ_s is the sum of the means of a segment of consecutive
+    queries and of the segment of keys of the same number. The weights α sum to one over the proposals at every ω, so
+    that the kernel is unbiased before normalisation:
 
-    - ``weighting="balance"``: α_s(ω) = N(ω; μ_s, I)/Σ_s' N(ω; μ_s', I), the same for all queries (Veach and Guibas 1995).
-      The relative variance of an entry is at most (H − 1)/m, H the harmonic mean of exp(|x_i + y_j − μ_s|²) over s:
-      μ = 0 is FAVOR+.
-    - ``weighting="query"``: to this is added t_is − mean_s t_is, where t_is is a softmax over the queries i of x̄_s·x_i, the
-      mean of the segment times the query: the form of the authors' program. There it is cut off at 1e-8 to keep it
-      positive, which makes it biased; here it may be negative, and the rows whose sum is negative are counted.
+    - ``weighting="balance"``: α_s(ω) = N(ω; μ_s, I)/Σ_s' N(ω; μ_s', I), the same for all queries (balance heuristic,
+      Veach and Guibas 1995). The relative variance of an entry is at most (H − 1)/m, H the harmonic mean of
+      exp(|x_i + y_j − μ_s|²) over s; μ = 0 is FAVOR+.
+    - ``weighting="query"``: to this is added t_is − mean_s t_is with t_is the softmax over queries i of x̄_s·x_i, x̄_s
+      the mean query of the segment: the form of the authors' program. There it is cut off at 1e-8 to keep it positive,
+      which makes it biased; here it may be negative, and the rows whose sum is negative are counted.
 
     Keys may be shifted at will, since the proposals move with them. As the proposals look at all tokens there is no
     causal form.
@@ -277,12 +279,15 @@ class Lara:
     def _segment_means(self, problem: AttentionProblem, x: Array, y: Array) -> tuple[Array, Array]:
         """Means of the segments of queries and of visible keys, (..., segments, d)."""
         c = self._segments
-        if c > min(problem.n_q, problem.n_k):
+        fewest = min(problem.n_q, problem.n_k)
+        if c > fewest:
             raise ValueError(
-                f"{c} segments cannot be made of n_q={problem.n_q} queries and n_k={problem.n_k} keys; pass proposals <= "
-                f"{min(problem.n_q, problem.n_k)}, and m is free"
+                f"{c} segments cannot be made of n_q={problem.n_q} queries and n_k={problem.n_k} keys; "
+                f"pass proposals <= {fewest}, and m is free"
             )
-        return segment_means(x, Segments(problem.n_q, c))[0], segment_means(y, Segments(problem.n_k, c), problem.key_mask)[0]
+        return segment_means(x, Segments(problem.n_q, c))[0], segment_means(
+            y, Segments(problem.n_k, c), problem.key_mask
+        )[0]
 
     def theory(self, problem: AttentionProblem) -> Theory | None:
         """Mean and a bound of the variance of the entries of Â before the division by row sums."""
@@ -296,7 +301,7 @@ class Lara:
         return proposal_theory(to_numpy(x), to_numpy(y), mu)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
-        """Means of segments, the density of each ω under each proposal, projections and norms; then a kernel of m features."""
+        """Means of segments, densities of ω under each proposal, projections and norms; then a kernel of m features."""
         from sympy import Symbol  # noqa: PLC0415 - SymPy loads with the first formula
 
         n_q, n_k, d, _ = costs.symbols_of(problem)
@@ -323,12 +328,13 @@ def _query_weights(x: Array, near: Array) -> Array:
 
 
 def _query_weights_cost(n_q: costs.formulas.Expr, d: costs.formulas.Expr, m: costs.formulas.Expr) -> costs.Operations:
-    """The softmax, its means; the balance of each ω added to it; the product with the features of queries."""
+    """The softmax, its means, the balance of each ω added to it, the product with the features of queries."""
     f = costs.formulas
     softmax = m * (f.maximum_of(n_q) + f.sum_of(n_q) + costs.Operations(add=n_q, exp=n_q, div=n_q))
     centred = n_q * (f.sum_of(m) + costs.Operations(div=1, add=m))
     balance = costs.Operations(add=m, exp=m) + costs.Operations(add=n_q * m, mul=n_q * m)
-    return f.matmul(n_q, d, m) + softmax + centred + balance
+    total: costs.Operations = f.matmul(n_q, d, m) + softmax + centred + balance
+    return total
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------
