@@ -240,10 +240,9 @@ def _halve(  # noqa: PLR0917 - the state of the thinning and its step
     xp, c, p = namespace(weight), step.buckets, step.pairs
     paired = index.shape[-1] - step.kept
     rest = [(a[..., paired:]) for a in (index, weight)]
-    index, weight = (_fill(a[..., :paired], 2 * c * p) for a in (index, weight))
+    index, weight = (_in_pairs(_fill(a[..., :paired], 2 * c * p), c) for a in (index, weight))  # (..., c, 2, p)
     differences = _differences(tokens, index, c)  # (..., c, p, p)
-    index, weight = (xp.reshape(a, (*a.shape[:-1], c, p, 2)) for a in (index, weight))
-    first, second = weight[..., 0], weight[..., 1]
+    first, second = weight[..., 0, :], weight[..., 1, :]
     both = first + second
 
     u, flip = rng.random((c, p)), rng.random((c, 1)) < 0.5
@@ -255,7 +254,7 @@ def _halve(  # noqa: PLR0917 - the state of the thinning and its step
     pairs = _Pairs(first, second, first == second, coin)
     won = _walk(differences, pairs, noise)
     won = xp.where(pairs.equal, won != from_numpy(flip, like=weight), won)
-    survivors = xp.where(won, index[..., 0], index[..., 1])
+    survivors = xp.where(won, index[..., 0, :], index[..., 1, :])
     survivors, both = xp.broadcast_arrays(survivors, both)
     flat = [xp.reshape(a, (*a.shape[:-2], c * p)) for a in (survivors, both)]
     if not step.kept:
@@ -265,7 +264,8 @@ def _halve(  # noqa: PLR0917 - the state of the thinning and its step
 
 
 def _differences(tokens: _Tokens, index: Array, buckets: int) -> Array:
-    """⟨φ_a − φ_b, φ_a' − φ_b'⟩ of the pairs of each bucket, (..., buckets, pairs, pairs), φ the features of K."""
+    """⟨φ_a − φ_b, φ_a' − φ_b'⟩ of the pairs ``index`` (..., buckets, 2, pairs), φ the features of K."""
+    index = namespace(index).reshape(index, (*index.shape[:-3], -1))
     sample = Selection(index, tokens.keys.shape[-2], like=tokens.keys)
     keys = _in_buckets(sample.gather(tokens.keys), buckets)
     xp = namespace(keys)
@@ -273,8 +273,9 @@ def _differences(tokens: _Tokens, index: Array, buckets: int) -> Array:
     if tokens.values is not None:
         values = _in_buckets(sample.gather(tokens.values), buckets)
         gram = gram * (values @ xp.matrix_transpose(values) + 1.0)
-    gram = gram[..., ::2, :] - gram[..., 1::2, :]
-    return gram[..., ::2] - gram[..., 1::2]
+    pairs = gram.shape[-1] // 2
+    rows = gram[..., :pairs, :] - gram[..., pairs:, :]
+    return rows[..., :pairs] - rows[..., pairs:]
 
 
 def _scale_of_steps(differences: Array) -> Array:
@@ -316,6 +317,12 @@ def _fill(a: Array, size: int) -> Array:
     if not missing:
         return a
     return xp.concat([a, xp.zeros((*a.shape[:-1], missing), dtype=a.dtype, device=device_of(a))], axis=-1)
+
+
+def _in_pairs(a: Array, buckets: int) -> Array:
+    """Neighbours as pairs: (..., n) as (..., buckets, 2, pairs), the first of all pairs before the second of all."""
+    xp = namespace(a)
+    return xp.matrix_transpose(xp.reshape(a, (*a.shape[:-1], buckets, -1, 2)))
 
 
 def _in_buckets(x: Array, buckets: int) -> Array:
