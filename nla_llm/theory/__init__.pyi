@@ -4,6 +4,7 @@ from . import first_order as first_order
 from . import polynomials as polynomials
 from . import random_features as random_features
 from . import sampling as sampling
+from . import sketches as sketches
 from . import softmax as softmax
 from . import sparse as sparse
 from . import updates as updates

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace
+from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, is_numpy, namespace
 from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.attention.sketches import draw_vectors, inputs_cost, scaled_inputs, unit_rows
 from nla_llm.methods.registry import Properties, register, require, whole_number
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MaclaurinFeatures", "PoissonFeatures"]
 
+_COLUMNS = 32  # products of matrices by whole blocks of columns, so that their rounding does not depend on the draw
 _SPARE_DEGREES = 6  # beyond log₂ m, near the largest of m degrees: one of them is cut with probability 2^(-7) at most
 
 
@@ -56,7 +57,8 @@ class MaclaurinFeatures:
     stratified
         Draw the degree of feature i from the i-th of m equal parts of the law of degrees. The mean is the same and the
         variance smaller; there are at most ⌈m/2^k⌉ features of degree k or more, so that m + O(log m) linear forms are
-        computed instead of m D, of which independent degrees use m in the mean and throw the others away.
+        computed instead of m D. Independent degrees use m of these in the mean; the others are counted in the cost,
+        since it may not depend on the draw, though NumPy's path leaves them out.
 
     Examples
     --------
@@ -151,16 +153,27 @@ class MaclaurinFeatures:
 
 
 def _product_to_degree(x: Array, *, forms: Sequence[Array], degrees: NDArray[np.int64]) -> Array:
-    """Π_{j≤k_r} w_rj·x for each feature r, whose degrees k_r fall: from the last level to the first."""
+    """Π_{j≤k_r} w_rj·x for each feature r, whose degrees k_r fall: from the last level to the first.
+
+    On NumPy the forms that no feature uses are left out, which gives the same numbers.
+    """
     xp = namespace(x)
     one = xp.ones((), dtype=x.dtype, device=device_of(x))
     product = xp.ones((*x.shape[:-1], 0), dtype=x.dtype, device=device_of(x))
     for level, w in reversed(list(enumerate(forms, start=1))):
-        here = xp.where(from_numpy(degrees[: w.shape[0]] >= level, like=x), x @ xp.matrix_transpose(w), one)
+        width = w.shape[0]
+        if is_numpy(x):
+            width = min(width, _COLUMNS * ceil(np.count_nonzero(degrees >= level) / _COLUMNS))
+        if width == 0:
+            continue
+        used = from_numpy(degrees[:width] >= level, like=x)
+        here = xp.where(used, x @ xp.matrix_transpose(w[:width, ...]), one)
         known = product.shape[-1]
         product = xp.concat([here[..., :known] * product, here[..., known:]], axis=-1) if known else here
-    rest = xp.ones((*x.shape[:-1], degrees.size - product.shape[-1]), dtype=x.dtype, device=device_of(x))
-    return xp.concat([product, rest], axis=-1)
+    rest = degrees.size - product.shape[-1]
+    if not rest:
+        return product
+    return xp.concat([product, xp.ones((*x.shape[:-1], rest), dtype=x.dtype, device=device_of(x))], axis=-1)
 
 
 # -- Poisson -----------------------------------------------------------------------------------------------------------
