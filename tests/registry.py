@@ -116,6 +116,9 @@ ROWS = (
     # columns
     Row("rpcholesky", {"m": 8}),
     Row("rpcholesky", {"m": 8, "balance": 1}),
+    Row("cur_attention", {"m": 8}),
+    Row("cur_attention", {"m": 8, "sampling": "uniform"}),
+    Row("cur_attention", {"m": 8, "sampling": "ridge_leverage"}),
     # clustered
     Row("clustered_attention", {"m": 8}),
     Row("improved_clustered_attention", {"m": 8, "k": 5}),
@@ -132,6 +135,8 @@ ROWS = (
     Row("top_k", {"m": 16}),
     Row("reformer", {"m": 16}),
     Row("reformer", {"m": 16, "rounds": 3}),
+    Row("scatterbrain", {"m": 8}),
+    Row("scatterbrain", {"m": 7, "features": 16, "directions": "orthogonal"}),
     # hierarchical
     # updates
     Row("truncated_svd", {"rank": 4}),

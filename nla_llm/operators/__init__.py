@@ -6,6 +6,7 @@ from nla_llm.operators.lowrank import CausalLowRank, LowRank, RowNormalised, Sel
 from nla_llm.operators.skeleton import Diagonal, Skeleton
 from nla_llm.operators.softmax import SoftmaxAttention
 from nla_llm.operators.sparse import Panel, TiledSparse, gather_rows
+from nla_llm.operators.stepped import Step, SteppedLowRank
 
 __all__ = [
     "Averaged",
@@ -23,6 +24,8 @@ __all__ = [
     "Selection",
     "Skeleton",
     "SoftmaxAttention",
+    "Step",
+    "SteppedLowRank",
     "Sum",
     "TiledSparse",
     "Transpose",

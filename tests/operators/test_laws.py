@@ -19,6 +19,8 @@ from nla_llm.operators import (
     Selection,
     Skeleton,
     SoftmaxAttention,
+    Step,
+    SteppedLowRank,
     Sum,
     TiledSparse,
     Transpose,
@@ -71,6 +73,20 @@ def tiles(*, ordered):
     return make
 
 
+def stepped(*, backwards):
+    """Keys that lie at least four before, or behind, the tile of a row; some keys never enter."""
+
+    def make(batch):
+        rows, cuts = [0, 5, 10, 20, N_Q], [0, 3, 3, 11]
+        steps = [Step(a, b, c, e) for a, b, c, e in zip(rows, rows[1:], [0, *cuts], cuts, strict=False)]
+        if backwards:
+            steps = [Step(N_Q - s.last_row, N_Q - s.first_row, N_K - s.last_key, N_K - s.first_key) for s in steps]
+        decay = np.exp(-np.abs(draw(5, *batch, 2, D)))
+        return SteppedLowRank(draw(3, *batch, N_Q, D), draw(4, *batch, N_K, D), decay, steps)
+
+    return make
+
+
 def mask(n):
     keep = np.arange(n) % 3 != 1
     keep[0] = True
@@ -103,6 +119,8 @@ TABLE = {
     "diagonal": lambda batch: Diagonal(draw(0, *batch, N_Q)),
     "tiles": tiles(ordered=False),
     "tiles of rows, ordered": tiles(ordered=True),
+    "stepped low rank": stepped(backwards=False),
+    "stepped low rank, backwards": stepped(backwards=True),
     "sum": lambda batch: Sum(softmax(N_Q, N_K)(batch), LowRank(draw(0, N_Q, D), draw(1, N_K, D))),
     "product": lambda batch: Product(softmax(N_Q, N_K)(batch), LowRank(draw(0, N_K, D), draw(1, N_Q, D))),
     "averaged": lambda batch: Averaged([softmax(N_Q, N_K)((*batch, g)) for g in (2, 1)]),

@@ -9,7 +9,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace
-from nla_llm.methods.attention.tiles import TILE, row_groups, tile_softmax, to_tiles
+from nla_llm.methods.attention.tiles import TILE, rescaled, row_groups, tile_softmax, to_tiles
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Panel, RowNormalised, TiledSparse, gather_rows
 
@@ -85,7 +85,7 @@ class Reformer:
         common = xp.max(xp.stack(tops, axis=-1), axis=-1)
         panels = []
         for (part, t), r in zip(parts, rounds, strict=True):
-            panels += _rescaled(part, xp.exp(t - _sorted(common, r.order)))
+            panels += rescaled(part, xp.exp(t - _sorted(common, r.order)))
         return RowNormalised(TiledSparse(panels, _shape(problem), order=order, nonnegative=True), row_scale_log=common)
 
     @property
@@ -197,17 +197,6 @@ def _round_softmax(
         panels.append(Panel(weights, keys))
         tops.append(xp.reshape(top, (*top.shape[:-2], -1)))
     return panels, xp.concat(tops, axis=-1)
-
-
-def _rescaled(panels: list[Panel], factor: Array) -> list[Panel]:
-    """Weights of the panels times a factor for each of their rows, (..., n_q)."""
-    xp, scaled, start = namespace(factor), [], 0
-    for panel in panels:
-        shape = (*factor.shape[:-1], *panel.weights.shape[-3:-1], 1)
-        rows = xp.reshape(factor[..., start : start + panel.height], shape)
-        scaled.append(Panel(panel.weights * rows, panel.keys))
-        start += panel.height
-    return scaled
 
 
 def _sorted(a: Array, order: Array) -> Array:

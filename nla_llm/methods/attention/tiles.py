@@ -24,8 +24,17 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[Any]
 
-__all__ = ["TILE", "Support", "masked_row_error", "restricted_softmax", "restricted_softmax_cost", "row_groups",
-           "tile_softmax", "to_tiles"]  # fmt: skip
+__all__ = [
+    "TILE",
+    "Support",
+    "masked_row_error",
+    "rescaled",
+    "restricted_softmax",
+    "restricted_softmax_cost",
+    "row_groups",
+    "tile_softmax",
+    "to_tiles",
+]
 
 TILE = 64  # queries that share gathered keys; more gather less and see more keys that only some of them need
 
@@ -139,6 +148,17 @@ def tile_softmax(
     if repeated is not None:
         shift = xp.where(top > -xp.inf, top, xp.zeros((), dtype=top.dtype, device=device_of(q)))
     return xp.exp(logits - shift[..., None]), top
+
+
+def rescaled(panels: list[Panel], factor: Array) -> list[Panel]:
+    """Weights of the panels times a factor for each of their rows, (..., n_q)."""
+    xp, scaled, start = namespace(factor), [], 0
+    for panel in panels:
+        shape = (*factor.shape[:-1], *panel.weights.shape[-3:-1], 1)
+        rows = xp.reshape(factor[..., start : start + panel.height], shape)
+        scaled.append(Panel(panel.weights * rows, panel.keys))
+        start += panel.height
+    return scaled
 
 
 def masked_row_error() -> ZeroRowSumError:
