@@ -11,6 +11,7 @@ from nla_llm.backend import Array, device_of, from_numpy, generator, matmul, nam
 from nla_llm.methods.attention.samples import (
     draw_without_replacement,
     draw_without_replacement_cost,
+    exponentials,
     logits_on_sample,
     logits_on_sample_cost,
 )
@@ -146,8 +147,8 @@ class HyperAttention:
         rest = logits_on_sample(problem, sample, log_weight=_log_weight(problem, sample), visible=elsewhere)
 
         top = xp.maximum(_by_query(xp.max(logits, axis=-1), queries), xp.max(rest, axis=-1))
-        blocks = xp.exp(logits - _by_slot(top, queries, logits.shape[-3])[..., None])
-        weights = xp.exp(rest - top[..., None])
+        blocks, _ = exponentials(logits, _by_slot(top, queries, logits.shape[-3]))
+        weights, _ = exponentials(rest, top)
         kernel = Sum(SortedBlocks(blocks, queries, keys), Product(Dense(weights, nonnegative=True), sample))
         return RowNormalised(kernel, row_scale_log=top)
 

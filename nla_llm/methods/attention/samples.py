@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, namespace
+from nla_llm.backend import Array, device_of, is_numpy, namespace, parallel
 from nla_llm.operators import Dense, Product, RowNormalised, Selection
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "weighted_sample_attention_cost",
 ]
 
+_WORTH_TILES, _TILE_ENTRIES = 1 << 18, 1 << 17  # entries: a tile is half a MiB in float32 (measured)
 Expr = Any  # an int or an expression of SymPy, which has no types
 
 
@@ -46,7 +47,7 @@ def logits_on_sample(
     log_weight: Array | float | None = None,
     visible: Array | None = None,
 ) -> Array:
-    """Logits on the sampled keys plus ``log_weight``, (..., n_q, m); −∞ where a query does not see a key.
+    """A fresh array of logits on the sampled keys plus ``log_weight``, (..., n_q, m); −∞ where a query does not see a key.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def logits_on_sample(
     xp, q = problem.xp, problem.q
     logits = (problem.scale * q) @ xp.matrix_transpose(sample @ problem.k)
     if log_weight is not None:
-        logits = logits + log_weight
+        logits += log_weight  # a fresh array
     if visible is not None:
         logits = xp.where(visible, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(q)))
     return logits
@@ -73,11 +74,35 @@ def logits_on_sample_cost(problem: AttentionProblem, m: Expr, *, weighted: bool)
     return costs.Operations(mul=n_q * d) + costs.formulas.matmul(n_q, d, m) + weights
 
 
-def exponentials(logits: Array) -> tuple[Array, Array]:
-    """exp(logits − top) and the largest logit ``top`` of each row, which must be finite: (..., n_q, m), (..., n_q)."""
+def exponentials(logits: Array, top: Array | None = None) -> tuple[Array, Array]:
+    """exp(logits − top) for logits (..., rows, m), and ``top`` (..., rows): the largest of each row unless it is given.
+
+    ``logits`` may be overwritten: where it is large and NumPy's, this runs in place, in tiles that stay in the cache.
+    """
     xp = namespace(logits)
-    top = xp.max(logits, axis=-1, keepdims=True)
-    return xp.exp(logits - top), top[..., 0]
+    if is_numpy(logits) and logits.size >= _WORTH_TILES and logits.flags.c_contiguous:
+        return _exponentials_in_tiles(logits, top)
+    if top is None:
+        top = xp.max(logits, axis=-1)
+    return xp.exp(logits - top[..., None]), top
+
+
+def _exponentials_in_tiles(logits: NDArray[Any], top: NDArray[Any] | None) -> tuple[NDArray[Any], NDArray[Any]]:
+    m = logits.shape[-1]
+    flat = logits.reshape(-1, m)
+    known = None if top is None else np.broadcast_to(top, logits.shape[:-1]).reshape(-1)
+    tops = np.empty(len(flat), logits.dtype) if known is None else known
+    rows = max(1, _TILE_ENTRIES // m)
+
+    def tile(start: int) -> None:
+        part = slice(start, start + rows)
+        if known is None:
+            np.max(flat[part], axis=-1, out=tops[part])
+        flat[part] -= tops[part, None]
+        np.exp(flat[part], out=flat[part])
+
+    parallel(tile, range(0, len(flat), rows))
+    return logits, tops.reshape(logits.shape[:-1])
 
 
 def exponentials_cost(rows: Expr, m: Expr) -> costs.Operations:

@@ -128,7 +128,7 @@ def test_one_halving_is_the_walk_written_out(values, greedy):
 
 @pytest.mark.parametrize("greedy", [False, True])
 def test_thinning_beats_a_random_sample_on_smooth_values(greedy):
-    """Output errors on values that vary smoothly with the keys, over 20 seeds: the threshold of the walk costs most of the gain."""
+    """Output errors on values that vary smoothly with the keys: the threshold of the walk costs most of the gain."""
     n, m = 1024, 16
     rng = np.random.default_rng(4)
     q, k = rng.uniform(-1, 1, (2, n, 1))
