@@ -126,19 +126,19 @@ def _scale(queries: Features, keys: Features) -> _Scaled:
 def _exp_below_maximum_of_columns(log: Array, row: Array | None = None) -> tuple[Array, Array]:
     xp = namespace(log)
     log = log if row is None else log + row
-    top = _finite(xp.max(log, axis=-2, keepdims=True))
-    return _exp_of_fresh(log - top), top
+    top = xp.max(log, axis=-2, keepdims=True)
+    return _exp_of_fresh(log - _finite(top)), top
 
 
 def _exp_below_maximum_of_rows(log: Array, weights: Array) -> tuple[Array, Array]:
     log = log + weights
-    top = namespace(log).max(log, axis=-1, keepdims=True)
+    top = _finite(namespace(log).max(log, axis=-1, keepdims=True))
     log -= top
     return _exp_of_fresh(log), top
 
 
 def _finite(top: Array) -> Array:
-    """A scale, 0 for a feature that no key has."""
+    """A scale that can be taken off: 0 for a feature that no key has, or a query that shares none with any key."""
     xp = namespace(top)
     return xp.where(top == -xp.inf, xp.asarray(0.0, dtype=top.dtype, device=device_of(top)), top)
 
@@ -158,7 +158,7 @@ def _scale_causal(queries: Features, keys: Features, chunk: int) -> _Scaled:
     log_k = keys.log if keys.row is None else keys.log + keys.row
     log_q, log_k, decay, chunk = _running_scale(queries.log, log_k, chunk, keys.column)
     xp = namespace(log_q)
-    row_scale = xp.max(log_q, axis=-1, keepdims=True)
+    row_scale = _finite(xp.max(log_q, axis=-1, keepdims=True))
     log_q -= row_scale
     exp_q, exp_k = by_heads(_exp_of_fresh, log_q), by_heads(_exp_of_fresh, log_k)
     return _Scaled(exp_q, exp_k, row_scale if queries.row is None else row_scale + queries.row, decay, chunk)
@@ -188,7 +188,7 @@ def _running_scale(
         if chunk > 1 and bool(xp.any(grown > allowed)):
             return _running_scale(log_q, log_k, chunk // 2, column)
         moved_k.append(block - scale)
-        moved_q.append(log_q[..., start:stop, :] + (scale if column is None else scale + column))
+        moved_q.append(log_q[..., start:stop, :] + (new_top if column is None else new_top + column))
         decay.append(xp.exp(top - scale))
         top = new_top
     return xp.concat(moved_q, axis=-2), xp.concat(moved_k, axis=-2), xp.concat(decay, axis=-2), chunk
@@ -227,7 +227,7 @@ def kernel_attention_cost(
     if log_width is None:  # the rows of queries meet no feature
         values = costs.Operations(exp=n_k, mul=n_k * features if amplitude else 0)
         return costs.Cost(prepare=scaling + factor + values) + normalised
-    row_scale = costs.formulas.maximum_of(width, times=n_q) + costs.Operations(add=n_q * width)
+    row_scale = costs.formulas.maximum_of(width, times=n_q) + costs.Operations(add=n_q * width, compare=n_q)
     rows = costs.Operations(add=n_k * width + n_q if row else 0)
     values = costs.Operations(exp=width, mul=features if amplitude else 0) * (n_q + n_k)
     return costs.Cost(prepare=scaling + row_scale + rows + factor + values) + normalised

@@ -328,3 +328,101 @@ def test_masked_keys_are_as_good_as_absent(kind):
         assert not P[:, ~keep].any()
         if not causal:
             close(P[:, keep], method(nl.AttentionProblem(q, k[keep]), rng=0).dense(), 1000)
+
+
+# -- parts of features -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("amplitude", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_and_columns_are_parts_of_the_logarithm(causal, masked, amplitude, xp):
+    """The same kernel whether log + row + column is one array or three, two heads against one."""
+    n, m = 150, 5
+    log_q, log_k = draw(0, 2, n, m), draw(1, 1, n, m)
+    row_q, row_k, column = 3 * draw(2, 2, n, 1), 3 * draw(3, 1, n, 1), draw(4, 2, 1, m)
+    amplitude_q, amplitude_k = (abs(draw(s, 1, n, m)) if amplitude else None for s in (5, 6))
+    q = draw(7, 2, n, 2)
+    problem = nl.AttentionProblem(q, q, causal=causal, key_mask=mask(n) if masked else None)
+
+    def attention(queries, keys):
+        parts = [Features(*(None if a is None else xp.asarray(a) for a in part)) for part in (queries, keys)]
+        P = kernel_attention(problem.map(xp.asarray), *parts, log_factor=0.5)
+        return np.exp(to_numpy(P.row_scale_log))[..., None] * to_numpy(P.op.dense())
+
+    one = attention((amplitude_q, log_q + row_q), (amplitude_k, log_k + row_k + column))
+    three = attention((amplitude_q, log_q, row_q), (amplitude_k, log_k, row_k, column))
+    kernel = np.exp(0.5 + log_q + row_q) * (1 if amplitude_q is None else amplitude_q)
+    kernel = kernel @ np.swapaxes(np.exp(log_k + row_k + column) * (1 if amplitude_k is None else amplitude_k), -1, -2)
+    want = kernel * problem.key_mask if masked else kernel
+    want = np.tril(want) if causal else want
+    np.testing.assert_allclose(one, want, rtol=1e4 * EPS, atol=0)
+    np.testing.assert_allclose(three, want, rtol=1e4 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_beside_amplitudes_alone(causal):
+    n, q = 150, draw(7, 2, 150, 2)
+    amplitude_q, amplitude_k, row_q, row_k = (
+        abs(draw(0, n, 3)), abs(draw(1, n, 3)), 400 * draw(2, n, 1), 400 * draw(3, n, 1)
+    )  # fmt: skip
+    problem = nl.AttentionProblem(q[0], q[0], causal=causal)
+    P = kernel_attention(problem, Features(amplitude_q, row=row_q), Features(amplitude_k, row=row_k))
+    log_kernel = np.log(amplitude_q @ amplitude_k.T) + row_k.T
+    log_kernel = np.where(np.tri(n, dtype=bool) | (not causal), log_kernel, -np.inf)
+    want = np.exp(log_kernel - logsumexp(log_kernel, axis=-1, keepdims=True))
+    np.testing.assert_allclose(P.dense(), want, rtol=0, atol=1e4 * EPS)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_features_that_some_or_all_keys_lack(causal, xp):
+    """A log of −inf is a zero: feature 0 no key has, feature 1 comes with key 100 of a chunk, the rest are common."""
+    n, q = 150, draw(7, 150, 2)
+    log_q, log_k = draw(0, n, 4), 300 * draw(1, n, 4) / 50
+    log_k[:, 0], log_k[:100, 1], log_q[::2, 2] = -np.inf, -np.inf, -np.inf
+    problem = nl.AttentionProblem(q, q, causal=causal).map(xp.asarray)
+    P = kernel_attention(problem, Features(log=xp.asarray(log_q)), Features(log=xp.asarray(log_k)))
+    want = dense_attention(np.exp(log_q) @ np.exp(log_k).T, causal=causal)
+    np.testing.assert_allclose(to_numpy(P.dense()), want, rtol=0, atol=1e4 * EPS)
+    assert not causal or P.op.chunk == 64
+
+
+# -- underflow ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dtype", "expected"), [(np.float32, (0.01, 0.9)), (np.float64, (0.0, 1e-3))])
+def test_underflow_is_reported_at_logits_of_scale_fifty(dtype, expected, masked, causal):
+    n, m = 200, 64
+    q, k = draw(0, 3, n, 16), draw(1, 3, n, 16)
+    problem = nl.AttentionProblem(
+        q.astype(dtype), k.astype(dtype), scale=12.5, causal=causal, key_mask=mask(n) if masked else None
+    )
+    assert 45 < np.std(problem.scale * q @ np.swapaxes(k, -1, -2)) < 55
+    P = nl.method("positive_features", m=m)(problem, rng=0)
+    assert np.isfinite(P.dense()).all()
+    share = to_numpy(P.underflow_share)
+    assert share.shape == (3,)
+    visible = mask(n) if masked else np.ones(n, dtype=bool)
+    zeros = np.sum(P.op.left == 0, axis=(-2, -1)) + np.sum(P.op.right[:, visible] == 0, axis=(-2, -1))
+    np.testing.assert_allclose(share, zeros / ((n + visible.sum()) * m), rtol=1e-12)
+    assert expected[0] <= share.min() <= share.max() <= expected[1]
+
+
+def test_underflow_of_optimal_features_is_larger():
+    """Their logarithms spread further: A|ω|² stands beside ω·x."""
+    problem = nl.AttentionProblem(draw(0, 200, 16).astype(np.float32), draw(1, 200, 16).astype(np.float32), scale=12.5)
+    positive, optimal = (nl.method(name, m=64)(problem, rng=0) for name in ("positive_features", "gerf_features"))
+    assert positive.underflow_share < 0.2 < 0.5 < optimal.underflow_share < 0.95
+    assert np.isfinite(optimal.dense()).all()
+
+
+def test_only_exponentials_underflow(xp):
+    """Features of ReLU that are zero, and sines of zero, are not lost; grouped queries share their keys."""
+    q = np.abs(draw(0, 2, 3, 20, 4)) * (draw(1, 2, 3, 20, 4) > 0)
+    q[..., 0] = 1
+    problem = nl.AttentionProblem(q, q[:, :1]).map(xp.asarray)
+    for method in (nl.method("relu_features"), nl.method("elu_features"), nl.method("trigonometric_features", m=3)):
+        np.testing.assert_array_equal(to_numpy(method(problem, rng=0).underflow_share), np.zeros((2, 3)))
+    assert nl.method("trigonometric_features", m=3)(problem, rng=0).underflow_share.shape == (2, 3)
