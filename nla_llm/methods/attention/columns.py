@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -16,15 +16,20 @@ from nla_llm.methods.attention.gaussian import (
     recentring_cost,
 )
 from nla_llm.methods.attention.kernel import Features, kernel_attention, kernel_attention_cost
+from nla_llm.methods.attention.landmarks import ILL_CONDITIONED, positive
+from nla_llm.methods.attention.leverage import hidden_last, leverage, ridge_leverage, ring, sample_cost
 from nla_llm.methods.registry import Properties, register, require, whole_number
-from nla_llm.operators import RowNormalised, Selection
+from nla_llm.operators import Dense, RowNormalised, Selection, Skeleton
 
 if TYPE_CHECKING:
     import numpy as np
 
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["RPCholesky", "random_pivots"]
+__all__ = ["CURAttention", "RPCholesky", "random_pivots"]
+
+SAMPLINGS = ("uniform", "leverage", "ridge_leverage")
+_SINGULAR = {**ILL_CONDITIONED, "row_sums": "the sums of rows that nearly cancel lose digits"}
 
 
 @register("rpcholesky")
@@ -204,3 +209,146 @@ def pivot_features(x: Array, pivots: Array, inverse: Array) -> Features:
     size = xp.log(xp.where(some, xp.abs(values), xp.ones_like(values)))
     size = xp.where(some, size, xp.full_like(size, -xp.inf))
     return Features(amplitude=xp.copysign(xp.ones_like(values), values), log=size, row=row)
+
+
+# -- CUR -----------------------------------------------------------------------------------------------------------
+
+
+@register("cur_attention")
+@final
+@dataclass(frozen=True)
+class CURAttention:
+    """Kernel exp(logits) ≈ C U R from m sampled keys (C), m sampled queries (R) and U ≈ W⁺, then division by row sums.
+
+    W is the intersection of C and R. Rows of C are scaled by their largest entry, rows of R and W by that of R. The
+    optimal core C⁺ A R⁺ needs all entries of A, so there is none here. Samples are drawn without replacement with
+    probabilities proportional to scores, from one exponential clock for each place, the same in all heads.
+
+    Mahoney and Drineas 2009 (CUR by leverage scores); Musco and Musco 2017, arXiv 1605.07583 (ridge leverage scores
+    from sampled landmarks). The operator is a :class:`~nla_llm.operators.Skeleton` divided by its row sums; its ``op``
+    tells ``core_condition``, κ₂(W). Entries and even row sums may be negative.
+
+    Parameters
+    ----------
+    m
+        Number of keys and of queries.
+    sampling
+        'uniform': no scores. 'leverage': x_iᵀ(XᵀX)⁺x_i of the centred queries, and of the centred keys, O(n d²).
+        'ridge_leverage': of the Gaussian kernel of the queries, and of the keys, [G(G + I/10)⁻¹]_ii estimated from m
+        uniform landmarks, O(n m (d + m)); the factor that λ = 1/10 would put before them cancels.
+    core
+        'ridge': (WᵀW + λI)⁻¹Wᵀ with λ = ridge ‖W‖₁ ‖W‖_∞; what λ hides stays hidden as m grows. 'pinv': the
+        pseudo-inverse in float64, whose large entries multiply what C and R cannot represent: errors of 10 to 100
+        times the matrix are usual.
+    ridge
+        See ``core``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = np.linspace(0, 1, 20)[:, None]
+    >>> problem = AttentionProblem(q, q)
+    >>> bool(abs(CURAttention(4, core="pinv")(problem, rng=0).dense() - problem.exact().dense()).max() < 1e-3)
+    True
+    """
+
+    m: int
+    _: KW_ONLY
+    sampling: str = "leverage"
+    core: str = "ridge"
+    ridge: float = 1e-3
+    properties: ClassVar[Properties] = Properties(
+        family="columns", budget="m", deterministic=False, shift_invariant=True, partial=True,
+        permutation_equivariant=False, supports=frozenset({"key_mask"}),
+        refusals={"causal": "a sampled query sees a row of keys that earlier queries may not see"},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        whole_number("m", self.m)
+        for name, value, known in (("sampling", self.sampling, SAMPLINGS), ("core", self.core, ("ridge", "pinv"))):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        positive("ridge", self.ridge)
+        if self.core == "pinv":
+            object.__setattr__(
+                self,
+                "properties",
+                replace(type(self).properties, converges=True, shift_invariant=False, exceptions=_SINGULAR),
+            )
+
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> RowNormalised:
+        """Operator of rank m, normalised by rows; C and R are held, n × m each."""
+        require(self, problem)
+        _enough_on_both_sides(self.m, problem)
+        xp, draws = problem.xp, generator(rng)
+        x, y = kernel_inputs(problem)
+        rows = self._sample(x, None, draws).gather(x)
+        columns = self._sample(y, problem.key_mask, draws).gather(y)
+        left, row_scale = _below_maximum(x @ xp.matrix_transpose(columns))
+        log_right = rows @ xp.matrix_transpose(y)
+        if problem.key_mask is not None:
+            log_right = xp.where(problem.key_mask[..., None, :], log_right, xp.full_like(log_right, -xp.inf))
+        right, top = _below_maximum(log_right)
+        inner = xp.exp(rows @ xp.matrix_transpose(columns) - top)
+        op = Skeleton(Dense(left), self._inverse(inner), Dense(right), intersection=inner)
+        return RowNormalised(op, row_scale_log=row_scale[..., 0])
+
+    def _inverse(self, inner: Array) -> Array:
+        from nla_llm.linalg.inverses import (  # noqa: PLC0415 - floor 1, loaded only where it is used
+            norm_product,
+            pseudo_inverse,
+            ridge_inverse,
+        )
+
+        xp = namespace(inner)
+        wide = xp.astype(inner, xp.float64, copy=False)
+        inverse = pseudo_inverse(wide) if self.core == "pinv" else ridge_inverse(wide, self.ridge * norm_product(wide))
+        return xp.astype(inverse, inner.dtype, copy=False)
+
+    def _sample(self, x: Array, mask: Array | None, rng: np.random.Generator) -> Selection:
+        """m places with probabilities proportional to the scores: those whose exponential clocks ring first."""
+        xp, n = namespace(x), x.shape[-2]
+        clock = xp.asarray(rng.standard_exponential(n), device=device_of(x))
+        if self.sampling == "ridge_leverage":
+            landmarks = xp.argsort(hidden_last(xp.asarray(rng.random(n), device=device_of(x)), mask), axis=-1)
+            chosen = Selection(landmarks[..., : self.m], n, like=x).gather(x)
+            clock = ring(clock, by_heads(ridge_leverage, x, chosen))
+        elif self.sampling == "leverage":
+            clock = ring(clock, leverage(x, mask))
+        order = xp.argsort(hidden_last(clock, mask), axis=-1)[..., : self.m]
+        return Selection(xp.sort(order, axis=-1), n, like=x)
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """Two samples, C, R and W, the inverse; then a product of rank m."""
+        n_q, n_k, d, d_v = costs.symbols_of(problem)
+        m, f, count = costs.m, costs.formulas, costs.Operations
+        samples = count(mul=(n_q + n_k) * d) + sample_cost(self.sampling, n_q, d, masked=False)
+        samples += sample_cost(self.sampling, n_k, d, masked=problem.key_mask is not None)
+        factors = f.matmul(n_q + n_k + m, d, m) + f.maximum_of(m, times=n_q) + f.maximum_of(n_k, times=m)
+        factors += count(add=1, exp=1) * ((n_q + n_k + m) * m)
+        inverse = f.pseudo_inverse(m, m)
+        if self.core == "ridge":
+            inverse = f.norm_product(m) + count(mul=1) + f.ridge_inverse(m)
+        sums = f.matmul(m, n_k, 1) + f.matmul(m, m, 1)
+        sums += f.matmul(n_q, m, 1) + count(compare=2 * n_q)
+        products = f.matmul(m, n_k, d_v) + f.matmul(m, m, d_v) + f.matmul(n_q, m, d_v) + count(div=n_q * d_v)
+        return costs.Cost(prepare=samples + factors + inverse + sums, apply=products)
+
+
+def _below_maximum(log: Array) -> tuple[Array, Array]:
+    """exp(log) over the largest entry of each row, and the logarithms of these."""
+    xp = namespace(log)
+    top = xp.max(log, axis=-1, keepdims=True)
+    return xp.exp(log - top), top
+
+
+def _enough_on_both_sides(m: int, problem: AttentionProblem) -> None:
+    xp, fewest = problem.xp, problem.n_k
+    if problem.key_mask is not None:
+        fewest = int(xp.min(xp.sum(xp.astype(problem.key_mask, xp.int64), axis=-1)))
+    if m > min(problem.n_q, fewest):
+        raise ValueError(
+            f"m={m} rows and columns cannot be chosen from {problem.n_q} queries and {fewest} visible keys; "
+            "pass a smaller m"
+        )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Nystromformer", "Skyformer", "segment_means"]
 
-_ILL_CONDITIONED = dict.fromkeys(
+ILL_CONDITIONED = dict.fromkeys(
     ("operator_laws", "precision", "array_api"),
     "the pseudo-inverse of a core with small singular values multiplies rounding errors by their inverses",
 )
@@ -88,9 +88,9 @@ class Nystromformer:
         whole_number("iterations", self.iterations)
         if self.core not in CORES:
             raise ValueError(f"core must be one of {', '.join(CORES)}, got {self.core!r}")
-        _positive("ridge", self.ridge)
+        positive("ridge", self.ridge)
         if self.core == "pinv":
-            object.__setattr__(self, "properties", replace(type(self).properties, exceptions=_ILL_CONDITIONED))
+            object.__setattr__(self, "properties", replace(type(self).properties, exceptions=ILL_CONDITIONED))
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Skeleton:
         """Operator F Z B; F and B are streamed, so memory is that of the tokens."""
@@ -190,7 +190,7 @@ def segment_means_cost(n: Any, m: Any, d: Any) -> costs.Operations:
     return means
 
 
-def _positive(name: str, value: float) -> None:
+def positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, float | int) or not (isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
 
@@ -250,7 +250,7 @@ class Skyformer:
         whole_number("iterations", self.iterations)
         if self.core not in {"iteration", "exact"}:
             raise ValueError(f"core must be 'iteration' or 'exact', got {self.core!r}")
-        _positive("ridge", self.ridge)
+        positive("ridge", self.ridge)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Skeleton:
         """Operator C̃ with both cross kernels held, n × m each."""
