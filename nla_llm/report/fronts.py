@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
-__all__ = ["draw_front", "draw_map"]
+__all__ = ["draw_correlations", "draw_front", "draw_map"]
 
 _OCTAVES = 3.0  # ratios beyond 2³ either way take the last colour
 _GREYS = {"uniform", "random_keys", "optimal_rank"}
@@ -35,14 +36,40 @@ def draw_map(figure: Figure, data: pd.DataFrame) -> None:
     order = ratios.clip(-_OCTAVES, _OCTAVES).mean(axis=1).sort_values().index
     values, ratios = values.loc[order], ratios.loc[order]
     oracle = set(data.loc[data["oracle"].astype(bool), "label"])
-    colours = ratios.to_numpy(dtype=float)
+    rows = [label + (" *" if label in oracle else "") for label in order]
+    words = values.map(short).to_numpy()
+    _coloured_table(figure, ratios.to_numpy(dtype=float) / _OCTAVES, words, rows, list(values.columns))
+
+
+def draw_correlations(figure: Figure, data: pd.DataFrame) -> None:
+    """A table of correlations in colour: a row for each method, a column for each fact, white where zero is possible.
+
+    Columns ``label``, ``fact``, ``value``, ``lower`` and ``upper``.
+    """
+    certain = (data["lower"] > 0) | (data["upper"] < 0)
+    data = data.assign(colour=data["value"].where(certain))
+    table = {
+        column: data.pivot_table(index="label", columns="fact", values=column, sort=False, dropna=False)
+        for column in ("value", "colour")
+    }
+    facts = list(dict.fromkeys(data["fact"]))
+    words = table["value"][facts].map("{:+.2f}".format).to_numpy()
+    colours = table["colour"].reindex_like(table["value"])[facts].to_numpy(dtype=float)
+    _coloured_table(figure, colours, words, list(table["value"].index), facts)
+
+
+def _coloured_table(
+    figure: Figure, colours: NDArray[Any], words: NDArray[Any], rows: list[str], columns: list[str]
+) -> None:
+    """Words on a ground from blue (−1) over white to red (1); what has no colour is set in grey."""
     ax = figure.subplots()
-    ax.imshow(colours, cmap="RdBu_r", vmin=-_OCTAVES, vmax=_OCTAVES, aspect="auto")
-    for (i, j), error in np.ndenumerate(values.to_numpy()):
-        dark = abs(colours[i, j]) > 0.65 * _OCTAVES  # never so where it is NaN
-        ax.text(j, i, short(error), ha="center", va="center", fontsize=7, color="white" if dark else style.INK)
-    ax.set_xticks(range(values.shape[1]), [_two_lines(kind) for kind in values.columns], fontsize=7.5)
-    ax.set_yticks(range(values.shape[0]), [label + (" *" if label in oracle else "") for label in order], fontsize=7.5)
+    ax.imshow(colours, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    for (i, j), word in np.ndenumerate(words):
+        shade = colours[i, j]
+        ink = "#8C8C8C" if not np.isfinite(shade) else "white" if abs(shade) > 0.65 else style.INK
+        ax.text(j, i, word, ha="center", va="center", fontsize=7, color=ink)
+    ax.set_xticks(range(len(columns)), [_two_lines(column) for column in columns], fontsize=7.5)
+    ax.set_yticks(range(len(rows)), rows, fontsize=7.5)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.grid(visible=False)
