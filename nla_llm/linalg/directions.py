@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["SOBOL_SEEDS", "haar_orthogonal", "orthogonal_directions", "simplex_directions", "sobol_directions"]
 
 SOBOL_SEEDS = 4  # random words that seed a scrambling
-_BITS = 53  # of a coordinate before the inverse of Φ: all that a double holds
+_BITS = 32
 
 
 def haar_orthogonal(
@@ -158,8 +158,8 @@ def sobol_directions(m: int, d: int, rng: int | np.random.Generator) -> NDArray[
     """Directions Φ⁻¹(u_1) … Φ⁻¹(u_m) for the first m points of a scrambled Sobol sequence in d dimensions.
 
     The scrambling (a random linear matrix and a digital shift in each coordinate; Matoušek 1998) makes each point by
-    itself uniform, so each row is N(0, I_d) by itself; all m of them together fill the space evenly. Points lie in the
-    middle of the cells of a grid of width 2⁻⁵³: neither 0 nor 1 occurs, and no coordinate exceeds 8.3.
+    itself uniform, so each row is N(0, I_d) by itself; all m of them together fill the space evenly. The sequence has
+    32 binary digits; those that follow are drawn independently, so that neither 0 nor 1 nor a grid occurs.
 
     Examples
     --------
@@ -170,14 +170,15 @@ def sobol_directions(m: int, d: int, rng: int | np.random.Generator) -> NDArray[
     from scipy.stats.qmc import Sobol  # noqa: PLC0415
 
     _check_sizes(m, d)
-    words = generator(rng).integers(0, 2**32, size=SOBOL_SEEDS, dtype=np.uint64)
+    rng = generator(rng)
+    words = rng.integers(0, 2**32, size=SOBOL_SEEDS, dtype=np.uint64)
     keyword = "rng" if "rng" in signature(Sobol.__init__).parameters else "seed"  # renamed in SciPy 1.15
     seeded: dict[str, Any] = {keyword: np.random.default_rng(words)}
     sequence = Sobol(d, scramble=True, bits=_BITS, **seeded)
     points = sequence.random_base2((m - 1).bit_length())[:m]  # asked for m alone, SciPy warns of lost balance
-    cell = 2.0**-_BITS
     lower = points < 0.5
-    distance = np.where(lower, points, (1 - cell) - points) + cell / 2  # to the nearer end, without rounding
+    cells = np.where(lower, points, (1 - 2.0**-_BITS) - points)  # to the nearer end, without rounding
+    distance = cells + (1 - rng.random((m, d))) * 2.0**-_BITS
     return np.asarray(np.where(lower, 1.0, -1.0) * ndtri(distance))
 
 

@@ -69,7 +69,7 @@ def equiangular_covariance(features: str, a: Matrix, d: int, cosine: float) -> t
             total += weight * (np.exp(-b - reach * a) * near + outer) / 2
     if one_sided and cosine < 0:
         return total, np.zeros_like(a)
-    return total, a if oscillating else reach * a
+    return total, np.asarray(a if oscillating else reach * a)
 
 
 def _half_angles(d: int, count: int) -> list[tuple[float, float]]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nla_llm.linalg import haar_orthogonal, orthogonal_directions
+from nla_llm.linalg import haar_orthogonal, orthogonal_directions, simplex_directions, sobol_directions
 
 
 def positive_estimates(directions, x):
@@ -83,3 +83,92 @@ def test_some_columns_have_no_preferred_sign_either():
 def test_as_many_columns_as_there_are(columns):
     with pytest.raises(ValueError, match="columns must be between 1 and n=3"):
         haar_orthogonal(3, 0, columns=columns)
+
+
+# -- fixed norms and simplices -----------------------------------------------------------------------------------------
+
+
+def test_fixed_norms_are_the_root_of_the_dimension():
+    w = orthogonal_directions(7, 4, rng=0, fixed_norms=True)
+    gram = w @ w.T
+    np.testing.assert_allclose(np.diagonal(gram), 4, rtol=1e-14)
+    assert np.abs(gram[:4, :4] - 4 * np.eye(4)).max() < 1e-13
+
+
+@pytest.mark.parametrize("d", [2, 3, 8, 64])
+def test_simplex_blocks_have_equal_obtuse_angles(d):
+    w = simplex_directions(2 * d + 1, d, rng=0)
+    u = w / np.linalg.norm(w, axis=-1, keepdims=True)
+    for block in (u[:d], u[d : 2 * d]):
+        want = np.full((d, d), -1 / (d - 1))
+        np.fill_diagonal(want, 1.0)
+        np.testing.assert_allclose(block @ block.T, want, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(block.sum(axis=0), 0, atol=1e-13 * d)
+    assert np.std(np.linalg.norm(w, axis=-1)) > 0.1
+
+
+def test_simplex_directions_have_the_law_of_gaussian_rows():
+    """Each row: χ² length, direction uniform, length independent of it; second moment the identity."""
+    d, draws = 3, 6000
+    w = simplex_directions(4, d, rng=5, batch=(draws,))
+    for row in np.moveaxis(w, 1, 0):
+        assert stats.kstest(np.sum(row**2, axis=-1), stats.chi2(d).cdf).pvalue > 0.005
+        for axis in range(d):
+            assert stats.kstest(row[:, axis], stats.norm.cdf).pvalue > 0.002
+        np.testing.assert_allclose(row.T @ row / draws, np.eye(d), atol=4 * np.sqrt(2 / draws))
+    inner = np.sum(w[:, 0] * w[:, 1], axis=-1)
+    kappa = stats.chi(d).mean()
+    assert abs(inner.mean() + kappa**2 / (d - 1)) < 4 * inner.std() / np.sqrt(draws)
+    other = np.sum(w[:, 0] * w[:, 3], axis=-1)  # of another block
+    assert abs(other.mean()) < 4 * other.std() / np.sqrt(draws)
+
+
+def test_a_simplex_in_one_dimension_is_a_gaussian_number():
+    w = simplex_directions(5000, 1, rng=0)[:, 0]
+    assert stats.kstest(w, stats.norm.cdf).pvalue > 0.01
+
+
+# -- Sobol -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("m", "d"), [(1, 1), (5, 3), (64, 64), (100, 129)])
+def test_sobol_directions_are_points_in_rows(m, d):
+    w = sobol_directions(m, d, rng=0)
+    assert w.shape == (m, d)
+    assert np.all(np.isfinite(w))
+    np.testing.assert_array_equal(w, sobol_directions(m, d, rng=0))
+    assert np.any(w != sobol_directions(m, d, rng=1))
+
+
+def test_each_sobol_point_is_gaussian_by_itself():
+    w = np.stack([sobol_directions(6, 3, rng=np.random.default_rng([3, i])) for i in range(1500)])
+    for row in np.moveaxis(w, 1, 0):
+        for axis in range(3):
+            assert stats.kstest(row[:, axis], stats.norm.cdf).pvalue > 0.002
+        np.testing.assert_allclose(row.T @ row / len(w), np.eye(3), atol=4 * np.sqrt(2 / len(w)))
+
+
+def test_sobol_points_are_spread_evenly():
+    """Of 64 points each of 64 slices of each coordinate holds one; independent ones would leave a third empty."""
+    u = stats.norm.cdf(sobol_directions(64, 5, rng=2))
+    for column in u.T:
+        assert sorted(np.floor(64 * column).astype(int)) == list(range(64))
+
+
+def test_extreme_points_stay_finite(monkeypatch):
+    from scipy.stats import qmc
+
+    extremes = np.array([[0.0, 1 - 2.0**-32], [0.5, 0.5 - 2.0**-32]])
+    monkeypatch.setattr(qmc.Sobol, "random_base2", lambda self, m: extremes)
+    rng = type("Rng", (np.random.Generator,), {"random": lambda self, size: np.full(size, 1 - 2.0**-53)})
+    w = sobol_directions(2, 2, rng=rng(np.random.PCG64(0)))
+    assert np.all(np.isfinite(w))
+    assert w[0, 0] == -w[0, 1] < -10  # 2^(−85) from either end
+    assert abs(w[1, 0]) < 1e-9
+    assert abs(w[1, 1]) < 1e-9
+
+
+@pytest.mark.parametrize("function", [simplex_directions, sobol_directions])
+def test_sizes_below_one_are_refused(function):
+    with pytest.raises(ValueError, match="at least 1"):
+        function(0, 3, rng=0)

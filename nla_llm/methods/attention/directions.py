@@ -208,10 +208,10 @@ def _draw_sobol(m: int, d: int, rng: np.random.Generator, like: Array) -> Direct
     return _matrix(from_numpy(sobol_directions(m, d, rng), like=like), like)
 
 
-def _sobol_cost(*_: Expr) -> costs.Operations:
+def _sobol_cost(m: Expr, d: Expr) -> costs.Operations:
     from nla_llm.linalg import SOBOL_SEEDS  # noqa: PLC0415
 
-    return costs.Operations(draw=SOBOL_SEEDS)  # what follows is part of drawing, as the inside of a generator is
+    return costs.Operations(draw=SOBOL_SEEDS + m * d)  # points and Φ⁻¹ belong to the drawing, as a generator's inside
 
 
 def _hadamard(factors: int, *, chi: bool) -> Ensemble:
