@@ -241,7 +241,8 @@ def values_of_operator(problem: AttentionProblem) -> Array:
 
     Values that differ along an axis that the matrix does not have are so many columns of one right-hand side.
     """
-    xp, v, batch = problem.xp, problem.v, problem.batch_shape
+    xp, batch = problem.xp, problem.batch_shape
+    v: Any = problem.v
     extra = v.ndim - 2 - len(batch)
     for _ in range(extra):
         v = xp.moveaxis(v, 0, -2)

@@ -7,8 +7,10 @@ from functools import cache
 from math import log
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
+import numpy as np
+
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, generator, namespace
+from nla_llm.backend import Array, device_of, from_numpy, generator, is_numpy, namespace, parallel
 from nla_llm.methods.attention.samples import (
     values_of_operator,
     weighted_sample_attention,
@@ -18,12 +20,14 @@ from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Selection
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
 
 __all__ = ["Halving", "Thinformer", "halvings"]
+
+_WORTH_GROUPS, _GROUP_ENTRIES = 1 << 16, 1 << 16  # entries: a Gram matrix of a group is a quarter of a MiB (measured)
 
 
 class Halving(NamedTuple):
@@ -268,14 +272,39 @@ def _differences(tokens: _Tokens, index: Array, buckets: int) -> Array:
     index = namespace(index).reshape(index, (*index.shape[:-3], -1))
     sample = Selection(index, tokens.keys.shape[-2], like=tokens.keys)
     keys = _in_buckets(sample.gather(tokens.keys), buckets)
+    values = None if tokens.values is None else _in_buckets(sample.gather(tokens.values), buckets)
+    top = tokens.top[..., None]
+    if is_numpy(keys) and keys.size >= _WORTH_GROUPS:
+        return _in_groups(keys, values, top)
+    return _gram_differences(keys, values, top)
+
+
+def _gram_differences(keys: Array, values: Array | None, top: Array) -> Array:
+    """Gram matrices of K, rows and columns subtracted in pairs; keys (..., 2 p, d), result (..., p, p)."""
     xp = namespace(keys)
-    gram = xp.exp(keys @ xp.matrix_transpose(keys) - tokens.top[..., None])
-    if tokens.values is not None:
-        values = _in_buckets(sample.gather(tokens.values), buckets)
+    gram = xp.exp(keys @ xp.matrix_transpose(keys) - top)
+    if values is not None:
         gram = gram * (values @ xp.matrix_transpose(values) + 1.0)
     pairs = gram.shape[-1] // 2
     rows = gram[..., :pairs, :] - gram[..., pairs:, :]
     return rows[..., :pairs] - rows[..., pairs:]
+
+
+def _in_groups(keys: NDArray[Any], values: NDArray[Any] | None, top: NDArray[Any]) -> NDArray[Any]:
+    """:func:`_gram_differences`, a few buckets at a time from threads, so that Gram matrices stay in the cache."""
+    given = [a for a in (keys, values, top) if a is not None]
+    batch = np.broadcast_shapes(*(a.shape[:-2] for a in given))
+    flat = [np.broadcast_to(a, (*batch, *a.shape[-2:])).reshape(-1, *a.shape[-2:]) for a in given]
+    size = keys.shape[-2]
+    out = np.empty((len(flat[0]), size // 2, size // 2), keys.dtype)
+    step = max(1, _GROUP_ENTRIES // size**2)
+
+    def group(start: int) -> None:
+        part = [a[start : start + step] for a in flat]
+        out[start : start + step] = _gram_differences(part[0], None if values is None else part[1], part[-1])
+
+    parallel(group, range(0, len(out), step))
+    return out.reshape(*batch, size // 2, size // 2)
 
 
 def _scale_of_steps(differences: Array) -> Array:

@@ -95,7 +95,7 @@ class RandomKeys:
             raise ValueError(f"m={self.m} keys cannot be drawn without replacement from n_k={problem.n_k}")
         sample = draw_without_replacement(problem, self.m, generator(rng))
         weights, _ = exponentials(logits_on_sample(problem, sample, visible=visible_in_sample(problem, sample)))
-        weights = weights / problem.xp.sum(weights, axis=-1, keepdims=True)
+        weights /= problem.xp.sum(weights, axis=-1, keepdims=True)  # a fresh array
         return Product(Dense(weights, nonnegative=True), sample)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
