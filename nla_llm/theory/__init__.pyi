@@ -1,4 +1,5 @@
 from . import bound as bound
+from . import columns as columns
 from . import ensembles as ensembles
 from . import first_order as first_order
 from . import polynomials as polynomials
