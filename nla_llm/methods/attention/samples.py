@@ -47,7 +47,7 @@ def logits_on_sample(
     log_weight: Array | float | None = None,
     visible: Array | None = None,
 ) -> Array:
-    """A fresh array of logits on the sampled keys plus ``log_weight``, (..., n_q, m); −∞ where a query does not see a key.
+    """Logits on the sampled keys plus ``log_weight``, (..., n_q, m), a fresh array; −∞ where a query sees no such key.
 
     Parameters
     ----------
