@@ -68,7 +68,6 @@ ROWS = (
     Row("sderf_features", {"m": 16}),
     Row("sderf_features", {"m": 16, "orthogonal": True, "recentre": True}),
     Row("hybrid_features", {"m": 16}),
-    Row("hybrid_features", {"m": 16, "r": 2, "orthogonal": True}),
     Row("hybrid_features", {"m": 16, "weight": "gaussian", "width": 0.7}),
     # series features
     Row("maclaurin_features", {"m": 16}),
@@ -94,6 +93,7 @@ ROWS = (
     Row("lara", {"m": 8, "proposals": 4}),
     Row("lara", {"m": 8, "weighting": "query"}),
     Row("eva", {"m": 8}),
+    Row("eva", {"m": 8, "sampled": False}),
     # sampled keys
     Row("sampled_keys", {"m": 16}),
     Row("sampled_keys", {"m": 16, "probabilities": "value_norms"}),

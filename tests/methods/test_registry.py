@@ -104,7 +104,7 @@ def test_describe_is_enough_to_make_the_method_again(row):
     method = row.make()
     described = describe(method)
     assert nl.method(described.pop("method"), **described) == method
-    assert all(isinstance(value, str | int | float | bool) for value in described.values())
+    assert all(isinstance(value, str | int | float | bool | None) for value in described.values())
 
 
 def test_replace_keeps_the_other_options():

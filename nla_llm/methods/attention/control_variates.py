@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, generator, matmul_where, namespace
 from nla_llm.methods.attention.segment_means import (
+    exp_of_fresh,
     half_square_norm,
     norms_cost,
     segment_means,
@@ -52,6 +53,9 @@ class Eva:
     ----------
     m
         Number of segments, at most n_q and n_k.
+    sampled
+        Draw the ω_c. With False they are at their means, as in the authors' program when it evaluates: nothing is
+        random then.
 
     Examples
     --------
@@ -63,6 +67,8 @@ class Eva:
     """
 
     m: int
+    _: KW_ONLY
+    sampled: bool = True
     properties: ClassVar[Properties] = Properties(
         family="randomised", budget="m", converges=True, nonnegative=True, deterministic=False, shift_invariant=True,
         permutation_equivariant=False, supports=frozenset({"causal", "key_mask"}),
@@ -70,6 +76,10 @@ class Eva:
 
     def __post_init__(self) -> None:
         whole_number("m", self.m)
+        if not self.sampled:
+            why = "segments are made of positions: hiding a key makes its own shorter, removing it moves all borders"
+            promised = replace(type(self).properties, deterministic=True, exceptions={"padding": why})
+            object.__setattr__(self, "properties", promised)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator: the own segments exactly, the others through one row for each."""
@@ -82,8 +92,9 @@ class Eva:
         hidden = _hidden_slots(problem, columns)
         near_y, count = segment_means(y, columns, problem.key_mask)
         omega = segment_means(x, rows)[0] + near_y
-        noise = generator(rng).standard_normal((self.m, problem.d))
-        omega = omega + xp.astype(from_numpy(noise, like=x), x.dtype)
+        if self.sampled:
+            noise = generator(rng).standard_normal((self.m, problem.d))
+            omega = omega + xp.astype(from_numpy(noise, like=x), x.dtype)
         own, others = _joint_softmax(
             _own_logits(problem, x, y, (rows, columns), hidden), _segment_logits(problem, x, near_y, rows, count), rows
         )
@@ -103,7 +114,7 @@ class Eva:
         logits = costs.Operations(madd=pairs * d) + f.matmul(n_q, d, m) + costs.Operations(exp=m, add=n_q * m)
         softmax = costs.Operations(compare=pairs + n_q * m - n_q, exp=pairs + n_q * m, div=pairs + n_q * m)
         softmax += costs.Operations(add=pairs + n_q * m + pairs + n_q * m - n_q)
-        omega = costs.Operations(add=2 * m * d, draw=m * d)
+        omega = costs.Operations(add=m * d) + costs.Operations(add=m * d, draw=m * d) * int(self.sampled)
         shares = costs.Operations(madd=n_k * d, add=3 * n_k - m, compare=n_k - m, exp=n_k, div=n_k)
         products = costs.Operations(madd=(pairs + n_k + n_q * m) * d_v, add=n_q * d_v)
         return costs.Cost(prepare=inputs + means + logits + softmax + omega + shares, apply=products)
@@ -144,9 +155,13 @@ def _joint_softmax(own: Array, others: Array, rows: Segments) -> tuple[Array, Ar
         return rows.split(a[..., None])
 
     top = xp.maximum(joined(xp.max(own, axis=-1)), xp.max(others, axis=-1))
-    own, others = xp.exp(own - split(top)), xp.exp(others - top[..., None])
+    own -= split(top)  # in place from here on: both are fresh arrays
+    others -= top[..., None]
+    own, others = exp_of_fresh(own), exp_of_fresh(others)
     total = joined(xp.sum(own, axis=-1)) + xp.sum(others, axis=-1)
-    return own / split(total), others / total[..., None]
+    own /= split(total)
+    others /= total[..., None]
+    return own, others
 
 
 def _shares(y: Array, omega: Array, columns: Segments, hidden: Array | None, count: Array) -> Array:

@@ -7,7 +7,8 @@ from math import sqrt
 from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, generator, namespace, to_numpy
+from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace, to_numpy
+from nla_llm.methods.attention.segment_means import exp_of_fresh
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Dense, LowRank, Operator, Product
 
@@ -80,15 +81,14 @@ class Linformer:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator softmax(scale · q (E k)ᵀ) E, of rank m at most."""
         require(self, problem)
-        xp = problem.xp
-        projection, log_sizes = self._means(problem) if self.projection == "mean" else (self._gaussian(problem, rng), 0)
+        xp, means = problem.xp, self.projection == "mean"
+        projection, log_sizes = self._means(problem) if means else (_gaussian_matrix(self.m, problem, rng), None)
         logits = (problem.scale * problem.q) @ xp.matrix_transpose(projection @ problem.k)
-        if self.projection == "mean":
-            logits = logits + log_sizes
-        weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
-        weights = weights / xp.sum(weights, axis=-1, keepdims=True)
-        means = self.projection == "mean"
-        return Product(Dense(weights, nonnegative=True), Dense(projection, nonnegative=means))
+        if means:
+            logits += log_sizes
+        return Product(
+            Dense(by_heads(_softmax_of_fresh, logits), nonnegative=True), Dense(projection, nonnegative=means)
+        )
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """E, its product with the keys, a softmax over m projected keys; products with both factors."""
@@ -101,9 +101,6 @@ class Linformer:
         logits = f.matmul(m, n_k, d) + costs.Operations(mul=n_q * d) + f.matmul(n_q, d, m)
         softmax = n_q * (f.maximum_of(m) + costs.Operations(add=m, exp=m, div=m) + f.sum_of(m))
         return costs.Cost(prepare=projection + logits + softmax, apply=f.LowRankShape(n_q, n_k, m).apply(d_v))
-
-    def _gaussian(self, problem: AttentionProblem, rng: int | np.random.Generator | None) -> Array:
-        return _gaussian_matrix(self.m, problem, rng)
 
     def _means(self, problem: AttentionProblem) -> tuple[Array, Array]:
         """Rows that average groups of consecutive visible keys (..., m, n_k), and the logarithms of their sizes."""
@@ -233,6 +230,15 @@ def _gaussian_matrix(m: int, problem: AttentionProblem, rng: int | np.random.Gen
         return matrix
     zero = xp.zeros((), dtype=matrix.dtype, device=device_of(matrix))
     return xp.where(problem.key_mask[..., None, :], matrix, zero)
+
+
+def _softmax_of_fresh(logits: Array) -> Array:
+    """Softmax over the last axis, in the array of the logits where that is possible."""
+    xp = namespace(logits)
+    logits -= xp.max(logits, axis=-1, keepdims=True)
+    weights = exp_of_fresh(logits)
+    weights /= xp.sum(weights, axis=-1, keepdims=True)
+    return weights
 
 
 def _at_width(x: costs.formulas.Expr, width: costs.formulas.Expr) -> costs.formulas.Expr:

@@ -5,20 +5,27 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, namespace
+from nla_llm.backend import Array, device_of, is_numpy, namespace
 
 if TYPE_CHECKING:
     from nla_llm.operators import Segments
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["half_square_norm", "norms_cost", "segment_means", "segment_means_cost", "unit_scale"]
+__all__ = ["exp_of_fresh", "half_square_norm", "norms_cost", "segment_means", "segment_means_cost", "unit_scale"]
 
 
 def unit_scale(problem: AttentionProblem) -> tuple[Array, Array]:
     """x and y with x·y equal to the logits."""
     root = sqrt(abs(problem.scale))
     return root * problem.q, (root if problem.scale >= 0 else -root) * problem.k
+
+
+def exp_of_fresh(a: Array) -> Array:
+    """exp(a) of an array that nobody else holds."""
+    return np.exp(a, out=a) if is_numpy(a) else namespace(a).exp(a)
 
 
 def half_square_norm(x: Array) -> Array:

@@ -60,6 +60,12 @@ def test_eva_is_its_definition(m, causal, masked, xp):
     close(P.T @ xp.asarray(draw(5, 2, n_q, 2)), np.swapaxes(want, -1, -2) @ draw(5, 2, n_q, 2))
 
 
+def test_without_draws_every_direction_is_at_its_mean():
+    q, k, keep = draw(0, 11, 3), draw(1, 11, 3), np.arange(11) % 4 != 2
+    problem = nl.AttentionProblem(q, k, scale=1.0, key_mask=keep)
+    close(nl.method("eva", m=4, sampled=False)(problem).dense(), eva(q, k, 4, np.zeros((4, 3)), keep=keep))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("m", [1, 13])
 def test_exact_with_one_segment_and_with_one_key_in_each(m, causal):
