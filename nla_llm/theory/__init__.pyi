@@ -1,6 +1,7 @@
 from . import bound as bound
 from . import columns as columns
 from . import ensembles as ensembles
+from . import exponential_features as exponential_features
 from . import first_order as first_order
 from . import polynomials as polynomials
 from . import random_features as random_features

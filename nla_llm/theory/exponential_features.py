@@ -1,31 +1,30 @@
 """Phase, generalised exponential and hybrid features: mean and variance of one entry of the kernel, in closed form.
 
 Notation as in :mod:`nla_llm.theory.random_features`: x·y is the logit, SM = exp(x·y), z = x + y, t = |z|²,
-s = |x − y|², C_d(τ) the covariance of two rows of a Haar-orthogonal block with χ_d norms, over SM². Variances of one
-direction over SM²:
+s = |x − y|². Variances of one direction over SM²:
 
     random phase          e^s − 1 + e^(−s)/2
     exponential           R − 1,  log R = Σ_l [½ log((1 + ρ_l)²/(4ρ_l)) + ρ_l z_l²]  in the coordinates of ρ
 
     hybrid                see :func:`hybrid_variance`
 
-In an orthogonal block phases have the covariance C_d(−s) of trigonometric features: averaged over independent phases,
-√2 cos(ω·x + b) √2 cos(ω·y + b) is cos ω·(x − y). Exponential features with one ρ have C_d(t), that of positive ones,
-whatever ρ is: exp(2A|ω|²) turns independent χ_d norms into χ_d norms times (1 − 4A)^(−1/2), and the factor
-(1 − 4A)^(1/2) before ω·z undoes it.
+In a block with χ_d norms, orthogonal or a simplex, phases have the covariance of trigonometric features: averaged over
+independent phases, √2 cos(ω·x + b) √2 cos(ω·y + b) is cos ω·(x − y). Exponential features with one ρ have that of
+positive ones, whatever ρ is: exp(2A|ω|²) turns independent χ_d norms into χ_d norms times (1 − 4A)^(−1/2), and the
+factor (1 − 4A)^(1/2) before ω·z undoes it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nla_llm.backend import Array, to_numpy
-from nla_llm.theory._confluent import pair_covariance
+from nla_llm.theory._blocks import equiangular_covariance
 from nla_llm.theory.bound import Matrix, Theory
-from nla_llm.theory.random_features import check_whole, pair_count, squared_norms
+from nla_llm.theory.random_features import block_cosine, check_whole, pair_count, squared_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,11 +40,11 @@ __all__ = [
     "phase_theory",
 ]
 
-Ensemble = Literal["iid", "orthogonal"]
+BLOCKS = ("orthogonal", "simplex")  # blocks with independent χ_d norms whose covariances are known
 
 
-def log_phase_variance(squared_distance: ArrayLike, *, m: int, d: int, orthogonal: bool = False) -> Matrix:
-    """log Var(Â)/SM² of m random-phase features at s = |x − y|², elementwise: (e^s − 1 + e^(−s)/2)/m, and C_d(−s).
+def log_phase_variance(squared_distance: ArrayLike, *, m: int, d: int, directions: str = "iid") -> Matrix:
+    """log Var(Â)/SM² of m random-phase features at s = |x − y|², elementwise: (e^s − 1 + e^(−s)/2)/m, and covariances.
 
     Sutherland and Schneider 2015, arXiv 1506.02785, for the Gaussian kernel.
 
@@ -56,7 +55,7 @@ def log_phase_variance(squared_distance: ArrayLike, *, m: int, d: int, orthogona
     """
     s = np.asarray(squared_distance, dtype=np.float64)
     single = s + np.log1p(np.expm1(-s) ** 2) - np.log(2)
-    return _with_covariance(single, -s, m=m, d=d, orthogonal=orthogonal)
+    return _with_covariance(single, "trigonometric", s, m=m, d=d, directions=directions)
 
 
 def log_exponential_moment(rho: ArrayLike, t: ArrayLike, d: int = 1) -> Matrix:
@@ -75,12 +74,12 @@ def log_exponential_moment(rho: ArrayLike, t: ArrayLike, d: int = 1) -> Matrix:
     return np.asarray(d / 2 * np.log1p((1 - r) ** 2 / (4 * r)) + r * np.asarray(t, dtype=np.float64))
 
 
-def _with_covariance(log_single: Matrix, tau: Matrix, *, m: int, d: int, orthogonal: bool) -> Matrix:
-    """log of the variance over m directions from that of one and the covariance C_d(τ) within blocks."""
-    pairs = pair_count(check_whole("m", m), d) if orthogonal else 0
+def _with_covariance(log_single: Matrix, function: str, a: Matrix, *, m: int, d: int, directions: str) -> Matrix:
+    """log of the variance over m directions from that of one, and the covariance within blocks of ``function`` at a."""
+    pairs = 0 if directions == "iid" else pair_count(check_whole("m", m), d)
     if not pairs:
         return np.asarray(log_single - np.log(m))
-    covariance, log_size = pair_covariance(tau, d)
+    covariance, log_size = equiangular_covariance(function, a, d, block_cosine(directions, d))
     with np.errstate(invalid="ignore", over="ignore"):  # C = 0 beside a variance of zero, at ρ = 1 and t = 0
         ratio = np.where(covariance == 0, 0.0, covariance * np.exp(log_size - log_single))
     return np.asarray(log_single - np.log(m) + np.log1p(pairs / m * ratio))
@@ -138,7 +137,7 @@ def _pairs(x: Array, y: Array) -> _Pairs:
 def phase_theory(x: Array, y: Array, *, m: int, directions: str) -> Theory:
     """What is known of m random-phase features of x (..., n_q, d) and y (..., n_k, d).
 
-    The variance for 'iid' and 'orthogonal' directions; for other ensembles of Gaussian rows the mean alone.
+    The variance for 'iid', 'orthogonal' and 'simplex' directions; for other ensembles of Gaussian rows the mean alone.
 
     Examples
     --------
@@ -150,11 +149,11 @@ def phase_theory(x: Array, y: Array, *, m: int, directions: str) -> Theory:
 
     def log_variance(start: int, stop: int) -> Matrix:
         s = pairs.squares(start, stop, plus=False)
-        return log_phase_variance(s, m=m, d=d, orthogonal=directions == "orthogonal")
+        return log_phase_variance(s, m=m, d=d, directions=directions)
 
     source = "Sutherland and Schneider 2015, arXiv 1506.02785"
-    source += "; covariance within a block derived" if directions == "orthogonal" else ""
-    known = directions in {"iid", "orthogonal"}
+    source += "; covariance within a block derived" if directions in BLOCKS else ""
+    known = directions in {"iid", *BLOCKS}
     return pairs.theory("random-phase features", directions, source, log_variance if known else None)
 
 
@@ -162,7 +161,8 @@ def exponential_theory(x: Array, y: Array, *, rho: Any, m: int, directions: str)
     """What is known of m exponential features with ρ (one, (..., 1, 1), or for each coordinate (..., 1, d)).
 
     x and y are what the features see, in coordinates in which the quadratic form is diagonal. The variance is known
-    for 'iid' directions, and for 'orthogonal' ones where ρ is the same for all coordinates; else the mean alone.
+    for 'iid' directions, and for 'orthogonal' and 'simplex' ones where ρ is the same for all coordinates; else the mean
+    alone.
 
     Examples
     --------
@@ -179,13 +179,12 @@ def exponential_theory(x: Array, y: Array, *, rho: Any, m: int, directions: str)
 
     def log_variance(start: int, stop: int) -> Matrix:
         single = _log_expm1(level + pairs.squares(start, stop, plus=True, weights=weights))
-        if directions == "iid":
-            return _with_covariance(single, single, m=m, d=d, orthogonal=False)
-        return _with_covariance(single, pairs.squares(start, stop, plus=True), m=m, d=d, orthogonal=True)
+        t = single if directions == "iid" else pairs.squares(start, stop, plus=True)
+        return _with_covariance(single, "positive", t, m=m, d=d, directions=directions)
 
     source = "Likhosherstov et al. 2022, arXiv 2205.15317, Theorem 3.2; 2023, arXiv 2302.00787"
-    source += "; covariance within a block derived" if directions == "orthogonal" and one_for_all else ""
-    known = directions == "iid" or (directions == "orthogonal" and one_for_all)
+    source += "; covariance within a block derived" if directions in BLOCKS and one_for_all else ""
+    known = directions == "iid" or (directions in BLOCKS and one_for_all)
     return pairs.theory("exponential features", directions, source, log_variance if known else None)
 
 

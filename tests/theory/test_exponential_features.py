@@ -185,7 +185,7 @@ def test_orthogonal_phase_features_by_quadrature():
     b = 2 * np.pi * np.arange(8) / 8
     f, g = (phase(omega, b, x, y) for omega in (first, second))  # averaged over independent phases
     want = (w @ (f**2).mean(1) + w @ (g**2).mean(1) + 2 * w @ (f.mean(1) * g.mean(1))) / 4 - 1
-    got = ef.log_phase_variance(np.sum((x - y) ** 2), m=2, d=2, orthogonal=True)
+    got = ef.log_phase_variance(np.sum((x - y) ** 2), m=2, d=2, directions="orthogonal")
     assert np.exp(got) == pytest.approx(want, rel=1e-9)
 
 
@@ -206,6 +206,23 @@ def test_orthogonal_exponential_features_in_four_dimensions(rho):
     assert abs(np.mean(f * g) - 1 - covariance) < 4 * np.std(f * g) / 400_000**0.5
 
 
+@pytest.mark.parametrize("rho", [0.5, 1.3])
+def test_simplex_in_the_plane_is_an_opposite_pair(rho):
+    """u₂ = −u₁ in the plane, with independent norms: the quadrature of orthogonal pairs with the second one turned."""
+    x, y = POINTS[2]
+    first, second, w = orthogonal_pairs()
+    lengths = np.linalg.norm(second, axis=1, keepdims=True) / np.linalg.norm(first, axis=1, keepdims=True)
+    f, g = exponential(first, x, y, a_of(rho)), exponential(-lengths * first, x, y, a_of(rho))
+    want = w @ ((f + g) / 2) ** 2 - 1
+    assert variance(x, y, rho=rho, m=2, directions="simplex") == pytest.approx(want, rel=1e-9)
+    assert want < variance(x, y, rho=rho, m=2, directions="orthogonal")
+    b = 2 * np.pi * np.arange(8) / 8
+    f, g = phase(first, b, x, y), phase(-lengths * first, b, x, y)
+    want = (w @ (f**2).mean(1) + w @ (g**2).mean(1) + 2 * w @ (f.mean(1) * g.mean(1))) / 4 - 1
+    got = ef.log_phase_variance(np.sum((x - y) ** 2), m=2, d=2, directions="simplex")
+    assert np.exp(got) == pytest.approx(want, rel=1e-9)
+
+
 def test_where_nothing_is_random_the_variance_vanishes():
     x = np.array([[0.5, -0.2]])
     for directions in ("iid", "orthogonal"):
@@ -218,7 +235,9 @@ def test_large_exponents_keep_their_logarithm():
     for directions in ("iid", "orthogonal"):
         got = ef.exponential_theory(x, x, rho=1.0, m=4, directions=directions).log_relative_variance()
         assert got[0, 0] == pytest.approx(6400 - np.log(4), rel=1e-12)
-        assert ef.log_phase_variance(6400.0, m=4, d=4, orthogonal=True) == pytest.approx(6400 - np.log(4), rel=1e-12)
+        assert ef.log_phase_variance(6400.0, m=4, d=4, directions="orthogonal") == pytest.approx(
+            6400 - np.log(4), rel=1e-12
+        )
 
 
 def test_what_is_not_known_is_not_promised():

@@ -138,7 +138,8 @@ def test_a_coordinate_without_queries_is_left_alone():
 
 def test_the_objective_falls_from_positive_to_dense_features():
     """Mean log of the second moment over all pairs, at the parameters that the methods read off the data."""
-    problem = nl.AttentionProblem(draw(0, 60, 6) * [3, 2, 1, 0.5, 0.3, 0.1], draw(1, 50, 6) + [2, 0, 0, 0, 0, 0])
+    q, k = draw(0, 60, 6) * [3, 2, 1, 0.5, 0.3, 0.1], draw(1, 50, 6) + 2 * np.eye(6)[0]
+    problem = nl.AttentionProblem(q, k)
 
     def objective(name, **options):
         theory = nl.method(name, m=1, **options).theory(problem)

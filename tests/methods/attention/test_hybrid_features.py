@@ -63,6 +63,15 @@ def test_number_of_features(options):
     assert P.op.rank == 5 * (6 * r if method.weight == "angular" else 6 * r + 2)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_count_equals_formula(options):
+    method = nl.method("hybrid_features", m=5, orthogonal=True, **options)
+    for structure in ({}, {"causal": True}):
+        n = 70 if structure else 50
+        problem = nl.AttentionProblem(draw(0, 70, 3), draw(1, n, 3), draw(2, n, 2), **structure)
+        assert nl.costs.count(method, problem) == method.cost(problem).at(problem, method)
+
+
 def test_exact_at_both_ends():
     x = draw(0, 12, 4)
     method = nl.method("hybrid_features", m=1)
