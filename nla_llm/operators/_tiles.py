@@ -21,9 +21,22 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[Any]
 
-__all__ = ["tiled_product", "tiled_rows", "tiled_transpose"]
+__all__ = ["tiled_gather", "tiled_product", "tiled_rows", "tiled_transpose"]
 
 _BLOCK_ENTRIES = 1 << 18  # gathered entries of a block of tiles: a MiB in float32, a core's second-level cache
+
+
+def tiled_gather(x: Matrix, index: Matrix) -> Matrix:
+    """Rows of x (..., n, c) at index (..., T, s), head by head: ``take_along_axis`` makes an index for every entry."""
+    batch = np.broadcast_shapes(x.shape[:-2], index.shape[:-2])
+    x, index = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(index, (*batch, *index.shape[-2:]))
+    out = np.empty((*batch, *index.shape[-2:], x.shape[-1]), x.dtype)
+
+    def head(place: tuple[int, ...]) -> None:
+        out[place] = x[place][index[place]]
+
+    parallel(head, np.ndindex(batch))
+    return out
 
 
 def tiled_product(panels: Sequence[Panel], batch_shape: tuple[int, ...], x: Matrix) -> Matrix:

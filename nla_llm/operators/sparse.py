@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, final
 import numpy as np
 
 from nla_llm.backend import Array, device_of, is_numpy, matmul, namespace
-from nla_llm.operators._tiles import tiled_product, tiled_rows, tiled_transpose
+from nla_llm.operators._tiles import tiled_gather, tiled_product, tiled_rows, tiled_transpose
 from nla_llm.operators.base import Operator
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ def gather_rows(x: Array, index: Array) -> Array:
     (tiles, s), (n, c) = index.shape[-2:], x.shape[-2:]
     if index.ndim == 2:
         picked = xp.take(x, xp.reshape(index, (-1,)), axis=-2)
+    elif is_numpy(x, index):
+        return tiled_gather(x, index)
     else:
         batch = np.broadcast_shapes(x.shape[:-2], index.shape[:-2])
         flat = xp.reshape(index, (*index.shape[:-2], tiles * s, 1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, generator, namespace
+from nla_llm.backend import Array, by_heads, device_of, generator, is_numpy, namespace
 from nla_llm.methods.attention.directions import ENSEMBLES, check_ensemble, draw_directions
 from nla_llm.methods.attention.random_features import PositiveFeatures
 from nla_llm.methods.attention.tiles import TILE, rescaled, row_groups, tile_softmax, to_tiles
@@ -91,8 +91,7 @@ class Scatterbrain:
         xp, (x, y) = problem.xp, _scaled(problem)
         omega = draw_directions(self.directions, self.rank, problem.d, generator(rng), like=x)
         queries, keys = (PositiveFeatures.features(z, omega.project(z)) for z in (x, y))
-        log_q, log_k = (_logs(features) for features in (queries, keys.hide(problem.key_mask)))
-        log_q = log_q - log(self.rank)
+        log_q, log_k = _logs(queries, -log(self.rank)), _logs(keys.hide(problem.key_mask))
         window = _window(problem, self.m)
         panels, top = _near(problem, x, y, window)
         passes = [_Pass.run(log_q, log_k, steps) for steps in window.passes if any(s.enters for s in steps)]
@@ -102,7 +101,7 @@ class Scatterbrain:
         shape = (*np.broadcast_shapes(problem.batch_shape, scale.shape[:-1]), problem.n_q, problem.n_k)
         op: Operator = TiledSparse(rescaled(panels, xp.exp(top - scale)), shape, nonnegative=True)
         for far in passes:
-            left = xp.exp(far.log_q - scale[..., None])
+            left = by_heads(_exp_below, far.log_q, scale[..., None])
             op = Sum(op, SteppedLowRank(left, far.right, far.decay, far.steps, nonnegative=True))
         return RowNormalised(op, row_scale_log=scale)
 
@@ -136,7 +135,7 @@ class Scatterbrain:
         ensemble, pairs = ENSEMBLES[self.directions], window.pairs
         drawn = ensemble.draw_cost(f, d) + ensemble.project_cost(tokens, f, d)
         norms: costs.Operations = tokens * (costs.Operations(mul=2 * d + 1) + costs.formulas.sum_of(d))
-        logs = costs.Operations(add=(tokens + n_q) * f)
+        logs = costs.Operations(add=tokens * f + n_q)
         near = costs.Operations(madd=pairs * d, compare=pairs, add=pairs + n_q, exp=pairs + n_q, mul=pairs)
         op, far = _FarShape(f, n_q, pairs, []), costs.Operations()
         for steps in window.passes:
@@ -260,12 +259,17 @@ class _FarShape(NamedTuple):
         return entered + costs.Operations(add=2 * rows * f, compare=rows * f, exp=rows * f)
 
 
-def _logs(features: Features) -> Array:
-    """Logarithms of the features, (..., n, f)."""
+def _exp_below(log: Array, scale: Array) -> Array:
+    below = log - scale
+    return np.exp(below, out=below) if is_numpy(below) else namespace(below).exp(below)
+
+
+def _logs(features: Features, log_factor: float = 0.0) -> Array:
+    """Logarithms of the features times a factor, (..., n, f)."""
     log, row = features.log, features.row
     assert log is not None  # noqa: S101 - for the type checker: positive features have both
     assert row is not None  # noqa: S101
-    return log + row
+    return log + (row + log_factor if log_factor else row)
 
 
 def _scaled(problem: AttentionProblem) -> tuple[Array, Array]:
