@@ -93,15 +93,18 @@ def monomials(x: Array, degree: int) -> Array:
     return found
 
 
-def _weighted_monomials(x: Array, degree: int, weights: Array) -> Array:
+def _blocked_monomials(x: Array, degree: int, weights: Array | None) -> Array:
     """``monomials(x, degree) * weights``, on NumPy by blocks of rows that stay in the cache."""
-    if not is_numpy(x, weights):
-        return monomials(x, degree) * weights
-    out = np.empty((*x.shape[:-1], weights.shape[0]), x.dtype)
-    step = max(1, _BLOCK_ENTRIES // weights.shape[0])
+    if not is_numpy(x):
+        found = monomials(x, degree)
+        return found if weights is None else found * weights
+    width = _count(x.shape[-1], degree)
+    out = np.empty((*x.shape[:-1], width), x.dtype)
+    step = max(1, _BLOCK_ENTRIES // width)
     for start in range(0, x.shape[-2], step):
         rows = slice(start, start + step)
-        np.multiply(monomials(x[..., rows, :], degree), weights, out=out[..., rows, :])
+        found = monomials(x[..., rows, :], degree)
+        out[..., rows, :] = found if weights is None else np.multiply(found, weights, out=found)
     return out
 
 
@@ -157,18 +160,17 @@ class MonomialFeatures(ABC):
         self._require_room(problem)
         root = sqrt(abs(problem.scale) / self.unit)
         table = packing(problem.d + 1, self.degree)
-        weights = np.sqrt(table.multinomial * self.ratios(self.degree - table.leading))
-        weights = from_numpy(weights, like=problem.q, dtype=problem.q.dtype)
-        signed = root if problem.scale >= 0 else -root
-        queries, keys = (self._features(s * x, weights) for s, x in ((root, problem.q), (signed, problem.k)))
+        weights = table.multinomial * self.ratios(self.degree - table.leading)  # all of them to the queries
+        queries = self._features(root * problem.q, from_numpy(weights, like=problem.q, dtype=problem.q.dtype))
+        keys = self._features((root if problem.scale >= 0 else -root) * problem.k, None)
         return kernel_attention(problem, queries, keys, nonnegative=self.properties.nonnegative)
 
-    def _features(self, x: Array, weights: Array) -> Features:
-        """Monomials of x̂/|x̂| with their weights, and p log |x̂|."""
+    def _features(self, x: Array, weights: Array | None) -> Features:
+        """Monomials of x̂/|x̂| with weights, and p log |x̂|."""
         xp = namespace(x)
         shrink = 1.0 / xp.sqrt(1.0 + xp.sum(x * x, axis=-1, keepdims=True))
         unit_vector = xp.concat([shrink, shrink * x], axis=-1)
-        amplitude = by_heads(lambda u: _weighted_monomials(u, self.degree, weights), unit_vector)
+        amplitude = by_heads(lambda u: _blocked_monomials(u, self.degree, weights), unit_vector)
         return Features(amplitude=amplitude, row=-float(self.degree) * xp.log(shrink))
 
     def _require_room(self, problem: AttentionProblem) -> None:
@@ -182,15 +184,14 @@ class MonomialFeatures(ABC):
             )
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
-        """Scaled inputs, their norms, monomials of each degree and their weights; a kernel of C(d+p, p) features."""
+        """Scaled inputs, their norms, monomials of each degree, weights; a kernel of C(d+p, p) features."""
         n_q, n_k, d, _ = costs.symbols_of(problem)
         p, f = self.degree, costs.formulas
+        features = _binomial(d, p, p)
         inputs = costs.Operations(mul=3 * d + 1, add=1, sqrt=1, div=1, exp=1) + f.sum_of(d)
-        packed = costs.Operations(mul=_binomial(d, p + 1, p) - d - 2 + _binomial(d, p, p))
-        features = (n_q + n_k) * (inputs + packed)
-        return costs.Cost(prepare=features) + kernel_attention_cost(
-            problem, _binomial(d, p, p), amplitude=True, row=True
-        )
+        packed = costs.Operations(mul=_binomial(d, p + 1, p) - d - 2)  # Σ C(d+k, k) over the degrees from 2 to p
+        prepare = (n_q + n_k) * (inputs + packed) + costs.Operations(mul=n_q * features)
+        return costs.Cost(prepare=prepare) + kernel_attention_cost(problem, features, amplitude=True, row=True)
 
 
 def _binomial(d: Any, more: int, p: int) -> Any:
@@ -306,9 +307,9 @@ class CosFormer:
     """Linear attention with the kernel relu(q_i)·relu(k_j) cos(π(i − j)/2M), 2d features.
 
     Qin et al. 2022, arXiv 2202.08791, section 3.3: the cosine of the difference splits into cos πi/2M cos πj/2M +
-    sin πi/2M sin πj/2M. Replaces softmax by another kernel, which knows positions: permuting the keys changes it. As
-    published, the scale of the logits is not used. A query that shares no positive coordinate with any visible key has
-    no weights; such data are refused with :class:`~nla_llm.operators.ZeroRowSumError`.
+    sin πi/2M sin πj/2M. Replaces softmax by another kernel, which knows positions: permuting the keys changes it. The
+    scale of the logits is not used; a positive one would cancel. A query that shares no positive coordinate with any
+    visible key has no weights; such data are refused with :class:`~nla_llm.operators.ZeroRowSumError`.
 
     Parameters
     ----------

@@ -62,6 +62,11 @@ class FittedFeatures:
     as published, with L-BFGS instead of stochastic gradients. Replaces softmax by another kernel, which agrees with it
     where the tokens resemble those of the calibration; before :meth:`fit` it is that of the published start, W = I.
 
+    There are (d + 1) m numbers to be fitted, so it overfits soon. Measured on the embedded model with m = 64, relative
+    Frobenius errors on tokens that were not seen, medians over heads: fitted to 256 tokens, five of six layers are
+    worse than the start; fitted to 14 stretches of 256 tokens, each layer closes 27 to 39 % of the distance from the
+    start to the best matrix of rank 64.
+
     Parameters
     ----------
     m
