@@ -217,7 +217,7 @@ class KDEformer:
 
     m: int
     _: KW_ONLY
-    queries: int = 32
+    queries: int = 128
     stratified: bool = False
     properties: ClassVar[Properties] = _promises(
         frozenset({"key_mask"}), "the sampling probabilities look at all keys and values, later ones included"
