@@ -199,21 +199,35 @@ def cluster(x: Array, m: int, steps: int, rng: np.random.Generator) -> tuple[Arr
 
 
 def _nearest(x: Array, centroids: Array) -> Array:
-    """Label of the nearest centroid, from |c|²/2 − x·c."""
+    """Label of the nearest centroid, where x·c − |c|²/2 is largest."""
     xp = namespace(x)
-    half_squares = 0.5 * xp.sum(centroids * centroids, axis=-1)
-    distances = half_squares[..., None, :] - x @ xp.matrix_transpose(centroids)
-    return xp.argmin(distances, axis=-1)
+    nearness = x @ xp.matrix_transpose(centroids)
+    nearness -= 0.5 * xp.sum(centroids * centroids, axis=-1)[..., None, :]
+    return xp.argmax(nearness, axis=-1)
 
 
 def _means(x: Array, labels: Array, centroids: Array) -> Array:
     """Means of the rows with each label, the old centroid where there are none."""
     xp = namespace(x)
-    member = labels == xp.arange(centroids.shape[-2], device=device_of(labels))  # (..., n, m)
-    size = xp.sum(xp.astype(member, xp.int64), axis=-2)[..., None]
-    total = xp.matrix_transpose(xp.astype(member, x.dtype)) @ x
+    size, total = _sums(x, labels[..., 0], centroids.shape[-2])
     mean = total / xp.astype(xp.where(size > 0, size, xp.ones_like(size)), x.dtype)
     return xp.where(size > 0, mean, centroids)
+
+
+def _sums(x: Array, labels: Array, m: int) -> tuple[Array, Array]:
+    """How many rows of x have each of m labels, (..., m, 1), and their sums (..., m, d)."""
+    xp = namespace(x)
+    if is_numpy(x) and labels.ndim <= 2 and labels.size == labels.shape[-1] and x.size == labels.size * x.shape[-1]:
+        from scipy.sparse import csr_array  # noqa: PLC0415 - a product with the labels that skips their zeros
+
+        n = labels.shape[-1]
+        member = csr_array((np.ones(n, x.dtype), labels.ravel(), np.arange(n + 1)), shape=(n, m))
+        size = np.bincount(labels.ravel(), minlength=m)
+        total = member.T @ x.reshape(n, x.shape[-1])
+        return size.reshape((*labels.shape[:-1], m, 1)), total.reshape((*x.shape[:-2], m, x.shape[-1]))
+    one_hot = labels[..., None] == xp.arange(m, device=device_of(labels))  # (..., n, m)
+    size = xp.sum(xp.astype(one_hot, xp.int64), axis=-2)[..., None]
+    return size, xp.matrix_transpose(xp.astype(one_hot, x.dtype)) @ x
 
 
 def _cluster_cost(n: Any, d: Any) -> costs.Operations:
