@@ -123,10 +123,10 @@ class Thinformer:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of rank at most m; the same random numbers serve all heads."""
         require(self, problem)
-        n, xp, q = problem.n_k, problem.xp, problem.q
+        rng, n, xp, q = generator(rng), problem.n_k, problem.xp, problem.q
         if self.m > n:
             raise ValueError(f"m={self.m} keys cannot be left of n_k={n}; pass m <= n_k")
-        rng, tokens = generator(rng), _tokens(problem)
+        tokens = _tokens(problem)
         index = xp.arange(n, device=device_of(q))
         weight = xp.ones((n,), dtype=q.dtype, device=device_of(q))
         if problem.key_mask is not None:
@@ -208,12 +208,14 @@ def _plan_sums() -> dict[str, Any]:
     }
 
     def summed(name: str, term: Any) -> Any:
-        def evaluate(cls: Any, *sizes: Any) -> Any:  # noqa: ARG001
-            if all(x.is_Integer for x in sizes):
-                return sympy.Integer(sum(term(step.buckets, step.pairs) for step in halvings(*map(int, sizes))))
-            return None
+        def number(*sizes: Any) -> int:
+            return int(sum(term(step.buckets, step.pairs) for step in halvings(*map(int, sizes))))
 
-        return type(f"thinning_{name}", (sympy.Function,), {"eval": classmethod(evaluate), "nargs": 3})
+        def evaluate(cls: Any, *sizes: Any) -> Any:  # noqa: ARG001
+            return sympy.Integer(number(*sizes)) if all(x.is_Integer for x in sizes) else None
+
+        members = {"eval": classmethod(evaluate), "nargs": 3, "_imp_": staticmethod(number)}  # the last for lambdify
+        return type(f"thinning_{name}", (sympy.Function,), members)
 
     return {name: summed(name, term) for name, term in terms.items()}
 
