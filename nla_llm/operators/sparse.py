@@ -89,7 +89,7 @@ class TiledSparse(Operator):
         parts = [
             _flat(matmul(panel.weights[..., a:b, :, :], gather_rows(x, panel.keys[..., a:b, :])))
             for panel in self.panels
-            for a, b in _spans(panel, x)
+            for a, b in _spans(panel, x, x.shape[-1])
         ]
         return self._add_up(self.xp.concat(parts, axis=-2))
 
@@ -100,7 +100,7 @@ class TiledSparse(Operator):
         xp, first, total = self.xp, 0, None
         for panel in self.panels:
             height = panel.weights.shape[-2]
-            for a, b in _spans(panel, y):
+            for a, b in _spans(panel, y, max(y.shape[-1], self.shape[-1])):
                 block = y[..., first + a * height : first + b * height, :]
                 block = xp.reshape(block, (*y.shape[:-2], b - a, height, y.shape[-1]))
                 part = matmul(xp.matrix_transpose(panel.weights[..., a:b, :, :]), block)
@@ -183,9 +183,9 @@ def _flat(y: Array) -> Array:
     return namespace(y).reshape(y, (*y.shape[:-3], -1, y.shape[-1]))
 
 
-def _spans(panel: Panel, x: Array) -> Iterator[tuple[int, int]]:
-    """Blocks of tiles whose gathered rows of x are few enough to be held."""
+def _spans(panel: Panel, x: Array, columns: int) -> Iterator[tuple[int, int]]:
+    """Blocks of tiles so small that as many columns for each of their keys can be held."""
     tiles, s = panel.keys.shape[-2:]
     heads = int(np.prod(np.broadcast_shapes(panel.weights.shape[:-3], x.shape[:-2]), dtype=int))
-    step = max(1, _BLOCK_ENTRIES // max(1, heads * s * x.shape[-1]))
+    step = max(1, _BLOCK_ENTRIES // max(1, heads * s * columns))
     return ((a, min(a + step, tiles)) for a in range(0, tiles, step))

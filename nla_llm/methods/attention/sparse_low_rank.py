@@ -36,9 +36,9 @@ class Scatterbrain:
     Chen et al. 2021, arXiv 2110.15343, section 4: φφᵀ + S with S = exp(logits) − φφᵀ on the support. Unbiased before
     the division by row sums, since the support does not depend on the draw; the variance is that of the features
     outside the window and zero in it. The paper finds the support by hashing; here it is a window that blocks of
-    ⌈m/4⌉ queries, at most 64, share: then what lies outside is two running sums, before and behind the window, and
-    nothing is subtracted. With a difference, features that overestimate an entry by a factor 1/eps would leave nothing
-    of the row but rounding; here every entry is nonnegative at any size of the logits.
+    ⌈m/4⌉ queries, at most 64, share: then what lies outside is two running sums, before and behind the window, with a
+    running scale. Nothing is subtracted, so entries are nonnegative in floating point too, and no logits over- or
+    underflow all of a row.
 
     Parameters
     ----------
