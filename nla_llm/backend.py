@@ -31,6 +31,7 @@ __all__ = [
     "eps",
     "from_numpy",
     "generator",
+    "has_tuned_products",
     "is_array",
     "is_numpy",
     "is_real_floating",
@@ -66,6 +67,11 @@ def is_array(x: object) -> bool:
 def is_numpy(*arrays: Array) -> bool:
     """Tell whether every argument is a plain NumPy array."""
     return all(type(x) is np.ndarray for x in arrays)
+
+
+def has_tuned_products(*arrays: Array) -> bool:
+    """Tell whether matrix products of the arguments run in a tuned library: plain NumPy arrays and PyTorch tensors."""
+    return all(type(x) is np.ndarray or array_api_compat.is_torch_array(x) for x in arrays)
 
 
 def is_real_floating(x: Array) -> bool:

@@ -18,6 +18,7 @@ from nla_llm.backend import (
     eps,
     from_numpy,
     generator,
+    has_tuned_products,
     is_array,
     is_numpy,
     is_real_floating,
@@ -41,6 +42,7 @@ def test_namespace_of_each_library(xp):
     assert namespace(x, x) is namespace(x)
     assert is_array(x)
     assert is_numpy(x) == (xp.__name__ == "array_api_compat.numpy")
+    assert has_tuned_products(x) == ("numpy" in xp.__name__ or "torch" in xp.__name__)
 
 
 @pytest.mark.parametrize("x", [1.0, [1.0], (1,), None, "x", SimpleNamespace(shape=(1,))])

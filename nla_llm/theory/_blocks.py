@@ -89,7 +89,7 @@ def _gauss_jacobi(count: int, alpha: float, beta: float) -> tuple[Matrix, Matrix
     squares = 4 * n * (n + alpha) * (n + beta) / ((2 * n + total) ** 2 * (2 * n + total + 1))
     squares[1:] *= (n[1:] + total) / (2 * n[1:] + total - 1)  # one where n = 1, also where it reads 0/0
     x, vectors = eigh_tridiagonal(np.concatenate([[first], centre]), np.sqrt(squares))
-    return x, vectors[0] ** 2
+    return np.asarray(x, dtype=np.float64), np.asarray(vectors[0] ** 2, dtype=np.float64)
 
 
 # -- fixed norms -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, is_numpy, namespace
+from nla_llm.backend import Array, device_of, from_numpy, has_tuned_products, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ __all__ = [
     "draw_directions",
 ]
 
-_DENSE_IS_FASTER = 1024  # length of a transform up to which NumPy's matrix product wins (measured)
+_DENSE_IS_FASTER = 1024  # length of a transform up to which a tuned matrix product wins (measured)
 
 Expr = Any  # an int or an expression of SymPy, which has no types
 
@@ -66,9 +66,9 @@ class DenseDirections:
 class HadamardDirections:
     """Blocks H D_k … H D_1 with diagonals D of signs, their rows times lengths; known by their diagonals alone.
 
-    A projection is k fast transforms of length D, the power of two from d on, for each token and block. NumPy's dense
-    product is faster than the transforms up to D ≈ 1024 (at d = 64, m = 256, three factors, one core: 8 times), so
-    that on NumPy the rows are formed and multiplied.
+    A projection is k fast transforms of length D, the power of two from d on, for each token and block. Where matrix
+    products are tuned they are faster than transforms up to D ≈ 1024, so that the rows are formed and multiplied: at
+    d = 64, m = 256, three factors, on one core, 10 times faster in NumPy and 25 times in PyTorch.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class HadamardDirections:
 
     def project(self, x: Array) -> Array:
         """ω·x by fast Walsh–Hadamard transforms of x, padded with zeros."""
-        if is_numpy(x) and self.diagonals.shape[-1] <= _DENSE_IS_FASTER:
+        if has_tuned_products(x) and self.diagonals.shape[-1] <= _DENSE_IS_FASTER:
             return DenseDirections(self.dense()).project(x)
         return self._transform(x)
 
