@@ -4,7 +4,9 @@ from . import ensembles as ensembles
 from . import exponential_features as exponential_features
 from . import first_order as first_order
 from . import polynomials as polynomials
+from . import projections as projections
 from . import random_features as random_features
+from . import randomised as randomised
 from . import sampling as sampling
 from . import sketches as sketches
 from . import softmax as softmax

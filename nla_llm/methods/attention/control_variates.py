@@ -9,7 +9,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, generator, matmul_where, namespace
-from nla_llm.methods.attention.segment_means import (
+from nla_llm.methods.attention.near_tokens import (
     exp_of_fresh,
     half_square_norm,
     norms_cost,
@@ -40,7 +40,9 @@ class Eva:
     number.
 
     Biased: the weight by Jensen's inequality, of second order in the spread of the keys of a segment, the division of
-    first order, as ω_c ought to lie near x_i + ȳ_c. With m = 1 and with m = n_k it is softmax attention itself.
+    first order, as ω_c ought to lie near x_i + ȳ_c. With m = 1 and with m = n_k it is softmax attention
+    itself; in between the error first rises with m, as the exact neighbourhood shrinks, and falls only as the segments
+    become short. The draw of ω_c adds a variance that no other draw averages: without it the error is smaller.
 
     Three things are otherwise in the authors' program: it leaves out the factor |c|, without which a segment weighs as
     much as a single key; it counts the keys of the nearby segment twice, exactly and as a segment; and it halves

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace, to_numpy
-from nla_llm.methods.attention.segment_means import exp_of_fresh
+from nla_llm.methods.attention.near_tokens import exp_of_fresh, squared_norm
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Dense, LowRank, Operator, Product
 
@@ -189,12 +189,12 @@ class GaussianProjection:
         from nla_llm.theory.yardsticks import eckart_young_theory  # noqa: PLC0415
 
         exact = problem.exact()
-        values = to_numpy(exact.xp.linalg.svdvals(exact.dense()))
         if self.subspace == "optimal":
+            values = to_numpy(exact.xp.linalg.svdvals(exact.dense()))
             return eckart_young_theory(values, self.m, exact.shape)
         mask = problem.key_mask
         keys = problem.n_k if mask is None else to_numpy(mask).sum(axis=-1)
-        return gaussian_projection_theory((values**2).sum(axis=-1), keys, self.m, exact.shape)
+        return gaussian_projection_theory(squared_norm(exact), keys, self.m, exact.shape)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """The directions, perhaps by a decomposition; exact attention applied to them; a product of rank m."""

@@ -21,11 +21,12 @@ import numpy as np
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, generator, namespace, to_numpy
 from nla_llm.methods.attention.kernel import Features, kernel_attention, kernel_attention_cost
-from nla_llm.methods.attention.segment_means import (
+from nla_llm.methods.attention.near_tokens import (
     half_square_norm,
     norms_cost,
     segment_means,
     segment_means_cost,
+    squared_norm,
     unit_scale,
 )
 from nla_llm.methods.registry import Properties, register, require, whole_number
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Lara", "RandomisedAttention"]
 
-_BLOCK_ENTRIES = 1 << 17  # probabilities held at once while keys are drawn
+_COPY_ENTRIES = 1 << 17  # of the copies that are worked on at once: a MiB, a core's second-level cache
+_ROW_ENTRIES = 1 << 20  # probabilities held at once while keys are drawn
 
 
 @register("randomised_attention")
@@ -48,7 +50,7 @@ _BLOCK_ENTRIES = 1 << 17  # probabilities held at once while keys are drawn
 class RandomisedAttention:
     """Mean of m softmax attentions with drawn queries ω: P̂_n = (1/m) Σ_s softmax(ω_ns yᵀ − |y|²/2).
 
-    RA of Zheng, Wang and Kong 2022, arXiv 2204.04667, section 3. Unbiased for softmax attention itself, E P̂ = P, rows
+    RA of Zheng, Wang and Kong 2022, arXiv 2204.04667. Unbiased for softmax attention itself, E P̂ = P, rows
     sum to one, and no entry is negative. Given ω, its row is the posterior of the key l that ω was drawn near; so it is
     key sampling from P_n·, improved by conditional expectation (Rao and Blackwell), and its variance is below that of m
     keys drawn from P: E ‖P̂ − P‖_F² <= (n_q − ‖P‖_F²)/m.
@@ -110,9 +112,7 @@ class RandomisedAttention:
         from nla_llm.theory.randomised import randomised_attention_theory  # noqa: PLC0415 - SciPy loads there
 
         exact = problem.exact()
-        blocks = (exact.rows(start, start + 256) for start in range(0, problem.n_q, 256))
-        squared = sum(to_numpy(exact.xp.sum(block**2, axis=(-2, -1))) for block in blocks)
-        return randomised_attention_theory(squared, self.m, exact.shape)
+        return randomised_attention_theory(squared_norm(exact), self.m, exact.shape)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Exact weights, m keys drawn from each row; then m exact attentions in one dimension more."""
@@ -129,9 +129,9 @@ class RandomisedAttention:
         return costs.Cost(prepare=inputs + running + search + omega, apply=m * one + mean)
 
     def _groups(self, problem: AttentionProblem) -> Iterator[tuple[int, int]]:
-        """The m copies in groups: what is worked on at once has about ``_BLOCK_ENTRIES`` entries."""
+        """The m copies in groups: what is worked on at once has about ``_COPY_ENTRIES`` entries."""
         entries = _size(problem.batch_shape) * problem.n_q * max(problem.n_k, problem.d)
-        group = max(1, _BLOCK_ENTRIES // entries)
+        group = max(1, _COPY_ENTRIES // entries)
         return ((start, min(start + group, self.m)) for start in range(0, self.m, group))
 
 
@@ -139,7 +139,7 @@ def _draw_keys(problem: AttentionProblem, uniform: Array) -> Array:
     """Keys l ~ P_n·, m for each query, (..., m, n_q): where ``uniform`` (n_q, m) falls in the running sums of a row."""
     exact = problem.exact()
     assert isinstance(exact, SoftmaxAttention)  # noqa: S101 - for the type checker
-    block = max(1, _BLOCK_ENTRIES // (problem.n_k * _size(exact.batch_shape)))
+    block = max(1, _ROW_ENTRIES // (problem.n_k * _size(exact.batch_shape)))
     parts = []
     for start in range(0, problem.n_q, block):
         stop = min(start + block, problem.n_q)
@@ -190,8 +190,8 @@ def _gather(y: Array, index: Array) -> Array:
 class Lara:
     """Linear randomised attention: Â_ij = Σ_s α_is N(ω_s; 0, I)/N(ω_s; μ_s, I) ξ(x_i, ω_s) ξ(y_j, ω_s).
 
-    Here ξ(x, ω) = e^(ω·x − |x|²/2), x = √scale q and y = √scale k. Zheng, Wang and Kong 2022, arXiv 2204.04667,
-    section 4: one ω_s ~ N(μ_s, I) for each proposal, whose mean μ_s is the sum of the means of a segment of consecutive
+    Here ξ(x, ω) = e^(ω·x − |x|²/2), x = √scale q and y = √scale k. Zheng, Wang and Kong 2022, arXiv 2204.04667:
+    one ω_s ~ N(μ_s, I) for each proposal, whose mean μ_s is the sum of the means of a segment of consecutive
     queries and of the segment of keys of the same number. The weights α sum to one over the proposals at every ω, so
     that the kernel is unbiased before normalisation:
 

@@ -125,7 +125,8 @@ def test_keys_are_drawn_block_by_block(monkeypatch):
     problem = nl.AttentionProblem(draw(0, 40, 2), draw(1, 40, 2), causal=True)
     uniform = np.random.default_rng(0).random((40, 3))
     whole = _draw_keys(problem, uniform)
-    monkeypatch.setattr("nla_llm.methods.attention.randomised._BLOCK_ENTRIES", 200)
+    for name in ("_COPY_ENTRIES", "_ROW_ENTRIES"):
+        monkeypatch.setattr(f"nla_llm.methods.attention.randomised.{name}", 200)
     np.testing.assert_array_equal(_draw_keys(problem, uniform), whole)
     assert np.all(whole <= np.arange(40))
     P = nl.method("randomised_attention", m=3)(problem, rng=0)

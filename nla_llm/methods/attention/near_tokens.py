@@ -1,20 +1,30 @@
-"""What methods share that draw directions near tokens: their units, half squared norms, and means of segments."""
+"""What randomised attention, its linear forms and projections share: units, norms, means of segments."""
 
 from __future__ import annotations
 
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, is_numpy, namespace
+from nla_llm.backend import Array, device_of, is_numpy, namespace, to_numpy
 
 if TYPE_CHECKING:
-    from nla_llm.operators import Segments
+    from numpy.typing import NDArray
+
+    from nla_llm.operators import Operator, Segments
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["exp_of_fresh", "half_square_norm", "norms_cost", "segment_means", "segment_means_cost", "unit_scale"]
+__all__ = [
+    "exp_of_fresh",
+    "half_square_norm",
+    "norms_cost",
+    "segment_means",
+    "segment_means_cost",
+    "squared_norm",
+    "unit_scale",
+]
 
 
 def unit_scale(problem: AttentionProblem) -> tuple[Array, Array]:
@@ -37,6 +47,13 @@ def norms_cost(tokens: costs.formulas.Expr, d: costs.formulas.Expr) -> costs.Ope
     """Cost of :func:`half_square_norm`."""
     norms: costs.Operations = tokens * (costs.Operations(mul=d + 1) + costs.formulas.sum_of(d))
     return norms
+
+
+def squared_norm(op: Operator, *, block: int = 256) -> NDArray[Any]:
+    """‖A‖_F² of the batch shape, from blocks of rows: the one number that theory needs of the exact matrix."""
+    starts = range(0, op.shape[-2], block)
+    parts = [to_numpy(op.xp.sum(op.rows(s, s + block) ** 2, axis=(-2, -1))) for s in starts]
+    return np.asarray(np.sum(parts, axis=0))
 
 
 def segment_means(x: Array, segments: Segments, mask: Array | None = None) -> tuple[Array, Array]:
