@@ -264,12 +264,12 @@ def _exp_below(log: Array, scale: Array) -> Array:
     return np.exp(below, out=below) if is_numpy(below) else namespace(below).exp(below)
 
 
-def _logs(features: Features, log_factor: float = 0.0) -> Array:
+def _logs(features: Features, log_factor: float | None = None) -> Array:
     """Logarithms of the features times a factor, (..., n, f)."""
     log, row = features.log, features.row
     assert log is not None  # noqa: S101 - for the type checker: positive features have both
     assert row is not None  # noqa: S101
-    return log + (row + log_factor if log_factor else row)
+    return log + (row if log_factor is None else row + log_factor)
 
 
 def _scaled(problem: AttentionProblem) -> tuple[Array, Array]:

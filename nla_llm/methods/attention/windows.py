@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from nla_llm.backend import Array, device_of, namespace
-from nla_llm.methods.attention.tiles import Support, row_groups
+from nla_llm.methods.attention.tiles import TILE, Support, row_groups
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Whole = NDArray[np.int64]
 
 __all__ = ["global_queries", "places", "range_support", "window_supports"]
+
+_LOW_TILE = 16  # queries of a tile beside narrow windows, where more would mostly see keys of each other (measured)
 
 
 class _Rows(NamedTuple):
@@ -96,7 +98,8 @@ def window_supports(
         everything = np.ones((1, first_row, problem.n_k), bool)
         supports.append(Support(0, np.arange(problem.n_k)[None], everything))
     narrow, wide = (_windows(problem, w, g) for w in (width, width + random))
-    for start, tiles, tall in row_groups(first_row, problem.n_q):
+    tile = TILE if random else min(TILE, max(_LOW_TILE, width // 2))
+    for start, tiles, tall in row_groups(first_row, problem.n_q, tile=tile):
         part = slice(start, start + tiles * tall)
         rows, wider = (_Rows(start, *(a[part].reshape(tiles, tall) for a in window)) for window in (narrow, wide))
         drawn, enough = _random_keys(problem, rows, g, random, rng)

@@ -182,3 +182,16 @@ def test_the_promised_error_is_the_error(name, causal):
     np.testing.assert_allclose(method.theory(p).error("frobenius"), error, rtol=1e-12)
     with pytest.raises(ValueError, match="frobenius"):
         method.theory(p).error("spectral")
+
+
+@pytest.mark.parametrize(("name", "options"), PATTERNS, ids=IDS)
+def test_counts_are_the_formula_for_every_option_and_border(name, options):
+    rng = np.random.default_rng(4)
+    for _ in range(12):
+        causal = bool(rng.integers(2))
+        n_q, n_k = (int(n) for n in rng.integers(3, 150, 2))
+        p = problem(n_k if causal else n_q, n_k, causal=causal)
+        method = nl.method(name, m=int(rng.integers(3, n_k + 1)), **options)
+        assert nl.costs.count(method, p) == method.cost(p).at(p, method)
+        if method.m == n_k:
+            np.testing.assert_allclose(method(p, 0).dense(), p.exact().dense(), rtol=1e-12)

@@ -117,3 +117,14 @@ def test_refusals_say_why():
         nl.method("scatterbrain", m=6, features=0)
     with pytest.raises(nl.methods.Unsupported, match="beyond the window"):
         nl.method("scatterbrain", m=6)(problem(9, window=3), 0)
+
+
+@pytest.mark.parametrize("features", [None, 1, 5])
+@pytest.mark.parametrize("causal", [False, True])
+def test_counts_are_the_formula_for_every_border(features, causal):
+    rng = np.random.default_rng(4)
+    for m in (1, 2, 3, 9, 30):
+        n = int(rng.integers(m, 120))
+        p = problem(n if causal else int(rng.integers(1, 120)), n, causal=causal)
+        method = nl.method("scatterbrain", m=m, features=features)
+        assert nl.costs.count(method, p) == method.cost(p).at(p, method)
