@@ -87,10 +87,10 @@ class RPCholesky:
         _enough(self.m, problem)
         diagonal = _shown(problem, tokens)
         u = xp.asarray(generator(rng).random(self.m), device=device_of(x))
-        pivots, triangle = by_heads(partial(random_pivots, u=u, balance=float(self.balance)), tokens, diagonal)
+        pivots, triangle, fresh = by_heads(partial(random_pivots, u=u, balance=float(self.balance)), tokens, diagonal)
         chosen = Selection(pivots[..., 0], tokens.shape[-2], like=x).gather(tokens)
         inverse = xp.linalg.solve(triangle, xp.eye(self.m, dtype=triangle.dtype, device=device_of(triangle)))
-        inverse = xp.astype(inverse, x.dtype, copy=False)
+        inverse = xp.astype(xp.where(fresh, inverse, xp.zeros_like(inverse)), x.dtype, copy=False)
         queries, keys = (pivot_features(tokens, chosen, inverse) for tokens in (x, y))
         return kernel_attention(problem, queries, keys)
 
@@ -109,7 +109,7 @@ class RPCholesky:
 # -- pivots --------------------------------------------------------------------------------------------------------
 
 
-def random_pivots(tokens: Array, diagonal: Array, *, u: Array, balance: float) -> tuple[Array, Array]:
+def random_pivots(tokens: Array, diagonal: Array, *, u: Array, balance: float) -> tuple[Array, Array, Array]:
     """Randomly pivoted Cholesky of the Gaussian kernel: its pivots, and the factor of their own kernel matrix.
 
     Parameters
@@ -127,9 +127,10 @@ def random_pivots(tokens: Array, diagonal: Array, *, u: Array, balance: float) -
     pivots
         Places (..., m, 1) among the tokens.
     triangle
-        Lower triangular L (..., m, m) with L Lᵀ the kernel of the pivots. A residual below m eps is rounding and taken
-        for zero; once none is left, further pivots repeat the first token, and their rows of L are those of the
-        identity.
+        Lower triangular L (..., m, m) with L Lᵀ the kernel of the pivots.
+    fresh
+        (..., m, 1), False for a step that found nothing left: its pivot is the first token once more, its row of L
+        that of the identity, and it must not become a feature. A residual below m eps is rounding and taken for zero.
     """
     xp, m = namespace(tokens), int(u.shape[0])
     half = half_squares(tokens)[..., 0]
@@ -162,7 +163,8 @@ def random_pivots(tokens: Array, diagonal: Array, *, u: Array, balance: float) -
     index = xp.broadcast_to(xp.matrix_transpose(chosen), (*factor.shape[:-1], m))
     triangle = xp.tril(xp.matrix_transpose(xp.take_along_axis(factor, index, axis=-1)))
     eye = xp.eye(m, dtype=factor.dtype, device=device_of(factor))
-    return chosen, xp.where(xp.stack(fresh_steps, axis=-2), triangle, eye)
+    is_fresh = xp.stack(fresh_steps, axis=-2)
+    return chosen, xp.where(is_fresh, triangle, eye), is_fresh
 
 
 def _pivots_cost(tokens: Any, d: Any) -> costs.Operations:
