@@ -12,9 +12,11 @@ from nla_llm.methods.registry import registered
 from nla_llm.problems import gallery
 from nla_llm.study import Claim, Figure, Study, Table
 from nla_llm.study.frames import succeeded
-from nla_llm.study.measuring import kernel_error, operators, over_draws
+from nla_llm.study.measuring import kernel_error
 from nla_llm.study.roster import ROSTER
 from nla_llm.theory import random_features as rf
+
+from . import _performer as performer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -29,13 +31,6 @@ M, DIM, TOKENS = 12, 4, 12  # of the closed forms: three blocks of directions
 SCALE = 0.45  # of queries and keys there: |x + y|² stays where a variance can be measured by sampling
 GROWTH = (0.25, 0.5, 1.0, 1.5, 2.0)  # |x + y|² at which the growth is measured; beyond, fourth moments explode
 DIMS = (4, 16, 64)
-INPUTS = {"N(0, 1)": None, "|q| = |k| = 0.5": 0.5, "|q| = |k| = 1": 1.0}  # normalisations of Figure 4, after scaling
-FIGURE_4 = (
-    ("positive_features", "iid"),
-    ("positive_features", "orthogonal"),
-    ("trigonometric_features", "iid"),
-    ("trigonometric_features", "orthogonal"),
-)
 STANDARD_ERRORS = 4.0  # standard errors within which a closed form has to be met
 
 
@@ -50,18 +45,7 @@ def cells(scale: str) -> list[dict[str, Any]]:
         for kind in ("iid", "orthogonal")
         for t in GROWTH
     ]
-    figure = {"what": "figure 4", "n": n, "d": 16, "draws": repeats}
-    for name in INPUTS:
-        found += [
-            {**figure, "input": name, "method": method, "directions": kind, "m": m}
-            for method, kind in FIGURE_4
-            for m in features
-        ]
-        found += [
-            {**figure, "input": name, "method": y, "m": m} for y in ("random_keys", "optimal_rank") for m in features
-        ]
-        found.append({**figure, "input": name, "method": "uniform"})
-    return found
+    return found + performer.cells(n, repeats, features)
 
 
 def closed_form(entry: Any) -> bool:
@@ -85,7 +69,7 @@ def measure(cell: dict[str, Any], seed: int) -> dict[str, Any]:
         return {"method": entry.method, "error": measured, "promised": float(promised)}
     if cell["what"] == "growth":
         return growth(cell, seed)
-    return figure_4(cell, seed)
+    return performer.measure(cell, seed)
 
 
 def growth(cell: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -97,21 +81,6 @@ def growth(cell: dict[str, Any], seed: int) -> dict[str, Any]:
     method = nl.method(cell["method"], m=d, directions=cell["directions"])
     measured, promised = kernel_error(p, method, draws=cell["draws"], seed=seed)
     return {"error": measured, "promised": float(promised)}
-
-
-def figure_4(cell: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Mean square error of the output, over all entries, as a median over draws."""
-    norm = INPUTS[cell["input"]]
-    rng = np.random.default_rng(cell["n"])
-    q, k, v = rng.standard_normal((3, cell["n"], cell["d"]))
-    if norm is not None:  # after multiplication by d^(-1/4)
-        q, k = (norm * cell["d"] ** 0.25 * a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k))
-    p = nl.AttentionProblem(q, k, v)
-    exact = p.exact() @ v
-    method = nl.method(cell["method"], **{name: cell[name] for name in ("m", "directions") if name in cell})
-    made = operators(p, method, draws=cell["draws"], seed=seed)
-    errors = [nl.measures.Estimate.exact(np.mean((op @ v - exact) ** 2), "mean over entries") for op in made]
-    return {"error": over_draws(errors)}
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -188,17 +157,6 @@ def draw_angles(fig: Canvas, data: pd.DataFrame) -> None:
     style.label(ax, "angle between x and y, in units of π", "error of trigonometric over positive")
 
 
-def draw_figure_4(fig: Canvas, data: pd.DataFrame) -> None:
-    """Performer's Figure 4 between the yardsticks, a panel for each normalisation of the inputs."""
-    from nla_llm.report import charts, style  # noqa: PLC0415
-
-    panels = list(data.groupby("input", sort=False))
-    for ax, (name, part) in zip(fig.subplots(1, len(panels)), panels, strict=True):
-        charts.draw_curves(ax, part, "m")
-        style.log_axes(ax, x=2)
-        style.label(ax, "m", "mean square error of the output" if name == panels[0][0] else "", name)
-
-
 def figures(records: pd.DataFrame) -> list[Figure]:
     """The four figures."""
     ok = succeeded(records)
@@ -221,7 +179,7 @@ def figures(records: pd.DataFrame) -> list[Figure]:
         Figure("closed", captions["closed"], draw_closed, closed, size=(6.5, 0.6 + 0.15 * len(closed))),
         Figure("growth", captions["growth"], draw_growth, growth_data(ok), **wide),
         Figure("angles", captions["angles"], draw_angles, angle_data(), size=(6.5, 3.0)),
-        Figure("figure-4", captions["figure-4"], draw_figure_4, figure_4_data(ok), size=(6.5, 3.4), panels=(1, 3)),
+        Figure("figure-4", captions["figure-4"], performer.draw, performer.data(ok), size=(6.5, 3.4), panels=(1, 3)),
     ]
 
 
@@ -272,15 +230,6 @@ def angle_data() -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def figure_4_data(ok: pd.DataFrame) -> pd.DataFrame:
-    """Curves of the figure, as its drawing wants them."""
-    names = {"error": "median", "error_lower": "lower", "error_upper": "upper"}
-    part = ok[ok["what"] == "figure 4"].rename(columns=names)
-    if "directions" not in part.columns:
-        part = part.assign(directions=None)
-    return part[["input", "method", "directions", "m", *names.values()]]
-
-
 def tables(_: pd.DataFrame) -> list[Table]:
     """Growth by closed form: how many directions a relative variance of one costs."""
     rows = []
@@ -319,9 +268,7 @@ def claims(records: pd.DataFrame) -> list[Claim]:
         gain_claim(),
         right_angle_claim(),
     ]
-    for name in INPUTS:
-        claims += figure_4_claims(ok, name)
-    return claims
+    return claims + performer.claims(ok)
 
 
 def gain_claim() -> Claim:
@@ -358,50 +305,6 @@ def right_angle_claim() -> Claim:
         expected="refuted",
         source="read into Choromanski et al. 2021, arXiv 2009.14794, section 4",
     )
-
-
-def figure_4_claims(ok: pd.DataFrame, name: str) -> list[Claim]:
-    """What the published figure says, on one normalisation of the inputs at the largest number of features."""
-    part = figure_4_data(ok)
-    part = part[part["input"] == name]
-    largest = part["m"].max()
-    source = "Choromanski et al. 2021, arXiv 2009.14794, Figure 4"
-
-    def row(method: str, directions: str | None = None) -> pd.Series:
-        kind = part["directions"].isna() if directions is None else part["directions"].eq(directions)
-        size = part["m"].isna() if method == "uniform" else part["m"].eq(largest)
-        return part[part["method"].eq(method) & kind & size].iloc[0]
-
-    def less(sentence: str, a: pd.Series, b: pd.Series, expected: Any) -> Claim:
-        low, high = float(a["lower"] / b["upper"]), float(a["upper"] / b["lower"])
-        number = f"ratio of the medians {a['median'] / b['median']:.3g}, {low:.3g} to {high:.3g}"
-        return Claim.decide(
-            f"{sentence} ({name}, m = {largest:.0f})",
-            low,
-            high,
-            1.0,
-            "<",
-            number=number,
-            expected=expected,
-            source=source,
-        )
-
-    small = INPUTS[name] is not None
-    positive, trigonometric = row("positive_features", "iid"), row("trigonometric_features", "iid")
-    return [
-        less(
-            "Positive features have a smaller output error than trigonometric ones",
-            positive,
-            trigonometric,
-            "refuted" if small else "confirmed",
-        ),
-        less(
-            "Positive features have a smaller output error than the mean of v",
-            positive,
-            row("uniform"),
-            "confirmed" if small else "refuted",
-        ),
-    ]
 
 
 study = Study(
