@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from nla_llm.operators import CausalLowRank, LowRank, RowNormalised, ZeroRowSumError
+from nla_llm.operators import CausalLowRank, LowRank, RowNormalised, Selection, ZeroRowSumError
 
 EPS = np.finfo(np.float64).eps
 
@@ -80,3 +80,17 @@ def test_causal_row_sums_of_narrow_formats(dtype):
     found = RowNormalised(CausalLowRank(left, right)).dense().astype(np.float64)
     wide = RowNormalised(CausalLowRank(left.astype(np.float64), right.astype(np.float64))).dense()
     assert np.abs(found - wide).max() <= 8 * float(ml_dtypes.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    ("index", "rows"), [((2, 3), (2, 3)), ((2, 1), (2, 3)), ((2, 3), (2, 1)), ((3,), (2, 3)), ((3,), ())]
+)
+def test_a_selection_of_its_own_for_each_matrix_of_a_batch(index, rows, xp):
+    rng = np.random.default_rng(0)
+    pick, x = rng.integers(7, size=(*index, 4)), rng.standard_normal((*rows, 7, 2))
+    got = np.asarray(Selection(xp.asarray(pick), 7, like=xp.asarray(x)) @ xp.asarray(x))
+    batch = np.broadcast_shapes(index, rows)
+    wide_pick, wide = np.broadcast_to(pick, (*batch, 4)), np.broadcast_to(x, (*batch, 7, 2))
+    assert got.shape == (*batch, 4, 2)
+    for b in np.ndindex(batch):
+        np.testing.assert_array_equal(got[b], wide[b][wide_pick[b]])

@@ -93,9 +93,9 @@ class HyperAttention:
 
         Â_ij = A_ij [same block] + (n/s) A_ij [j sampled] [another block].
 
-    Both parts share the scale of a row, so that they add without overflow, cap or epsilon; the published bound of row
-    sums from below (τ, κ of its Algorithm 2), which serves the proof, is left out. Unbiased, E Â = A, for any hashes;
-    the relative variance of an entry outside the blocks is n/s − 1 (drawn without replacement).
+    Both parts share the scale of a row, so that they add without overflow or epsilon; the caps of Algorithm 2, which
+    serve the proof, are left out. Unbiased, E Â = A, for any hashes; the relative variance of an entry outside the
+    blocks is n/s − 1 (drawn without replacement). Where hashes find nothing, half of the budget is lost.
 
     The guarantee of the paper, an error below ε ‖P‖ ‖V‖ in the spectral norm, has unnamed constants, so no bound can be
     drawn from it. There is no causal form: in the published recursion on halves, queries are sorted among later ones,

@@ -186,15 +186,17 @@ class SampledKeys:
 class KDEformer:
     """Importance sampling of keys by estimated column norms of the softmax matrix and exact norms of the values.
 
-    Zandieh, Han, Daliri and Karbasi 2023, arXiv 2302.02451: p_j = ½ (β_j/Σβ + |v_j|²/‖V‖_F²), where β_j estimates the
-    squared column norm |P_:j|² of P = softmax(logits). What is implemented: the kernel density estimate β is the plain
-    one, from ``queries`` rows of P at queries drawn uniformly with replacement, β_j = Σ_r P_rj² (a common factor
-    cancels); the sample then serves numerator and denominators alike, and no part is computed exactly. The paper
-    estimates densities by locality-sensitive hashing, and its code takes sorted buckets exactly, as
+    Zandieh, Han, Daliri and Karbasi 2023, arXiv 2302.02451. What is implemented: p_j = ½ (β_j/Σβ + |v_j|²/‖V‖_F²),
+    where β_j estimates the squared column norm |P_:j|² of P = softmax(logits). Its guarantee needs p to dominate both
+    terms up to a constant, which equal parts do without spectral norms. The kernel density estimate β is the plain one,
+    from ``queries`` rows of P at queries drawn uniformly with replacement, β_j = Σ_r P_rj² (a common factor cancels);
+    one sample then serves numerators and denominators, and no part is computed exactly. The paper estimates densities
+    by locality-sensitive hashing, and its code takes sorted buckets exactly, as
     :class:`~nla_llm.methods.attention.hyper.HyperAttention` does here, and samples the rest by value norms.
 
     Unbiased, E Â = A, where every p_j is positive; without values V = I and p_j ≥ 1/(2n), so the relative variance is
-    below 2n/m.
+    below 2n/m. The guarantee has unnamed constants, so no bound can be drawn from it, and the variance has no closed
+    form since p is itself estimated.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ from scipy.stats import chi2
 
 import nla_llm as nl
 from nla_llm.backend import to_numpy
+from nla_llm.methods.attention import samples, thinning
 from nla_llm.methods.attention.samples import (
     draw_with_replacement,
     squared_value_norms,
@@ -66,3 +67,32 @@ def test_values_with_axes_of_their_own_are_columns():
     shared = nl.AttentionProblem(q, k, draw(3, 7, 2))
     assert values_of_operator(shared) is shared.v
     assert squared_value_norms(nl.AttentionProblem(q, k)).tolist() == [1.0] * 7
+
+
+# -- NumPy's own paths -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("given", [False, True])
+def test_exponentials_in_tiles_are_those_of_the_generic_path(monkeypatch, dtype, given):
+    logits = draw(0, 2, 3, 101, 7).astype(dtype)
+    logits[0, 0, 0, 1:] = -np.inf
+    top = logits.max(-1) + 1 if given else None
+    generic = samples.exponentials(logits.copy(), top)
+    monkeypatch.setattr(samples, "_WORTH_TILES", 1)
+    monkeypatch.setattr(samples, "_TILE_ENTRIES", 50)
+    tiled = samples.exponentials(logits.copy(), top)
+    for a, b in zip(tiled, generic, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a, b, rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_gram_matrices_in_groups_are_those_of_the_generic_path(monkeypatch, values):
+    q, k, v = draw(0, 2, 3, 5, 4), draw(1, 2, 1, 83, 4), draw(2, 2, 1, 83, 6)
+    p = nl.AttentionProblem(q, k, v if values else None)
+    method = nl.method("thinformer", m=7, bucket=8)
+    generic = method(p, rng=0).dense()
+    monkeypatch.setattr(thinning, "_WORTH_GROUPS", 1)
+    monkeypatch.setattr(thinning, "_GROUP_ENTRIES", 700)
+    np.testing.assert_allclose(method(p, rng=0).dense(), generic, rtol=0, atol=1e3 * np.finfo(float).eps)
