@@ -289,5 +289,6 @@ def hadamard_mean(z: ArrayLike) -> Matrix:
     """
     a = np.asarray(z, dtype=np.float64)
     size = 1 << (a.shape[-1] - 1).bit_length()
-    fourth = np.sum(a**2, axis=-1) ** 2 / size**3 - (1 + 2 / size) * np.sum(a**4, axis=-1) / (3 * size**2)
+    squares = a * a
+    fourth = np.sum(squares, axis=-1) ** 2 / size**3 - (1 + 2 / size) * np.sum(squares**2, axis=-1) / (3 * size**2)
     return np.asarray(1 + fourth)

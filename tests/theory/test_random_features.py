@@ -198,6 +198,17 @@ def test_growth_table_at_dimension_64():
         rf.log_relative_variance("hyperbolic", t, m=1) / ten, [-0.265, 1.420, 6.648, 27.494], atol=5e-4
     )
     np.testing.assert_allclose(rf.log_optimal_positive_variance(t, 64) / ten, [0.215, 1.549, 5.043, 13.069], atol=5e-4)
+    # trigonometric: the exponents of hyperbolic features, in s = |x − y|² instead of t
+    want = np.log10(np.exp(t) * np.expm1(-t) ** 2 / 2)
+    np.testing.assert_allclose(rf.log_relative_variance("trigonometric", t, m=1) / ten, want, atol=1e-12)
+
+
+def test_standard_normal_tokens_have_a_mean_exponent_of_twice_the_root_of_the_dimension():
+    """E t = 2√d at scale 1/√d: at d = 16 a relative variance of one needs e^8 ≈ 2981 positive features."""
+    q, k = np.random.default_rng(0).standard_normal((2, 600, 16))
+    t = rf.squared_norms(q, k, scale=0.25)
+    assert abs(t.mean() - 8) < 4 * t.std() / np.sqrt(600)
+    assert rf.relative_variance("positive", 8.0, m=2980) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("rho", [0.4, 1.0, 1.7])

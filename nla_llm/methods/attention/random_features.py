@@ -54,6 +54,8 @@ class RandomFeatures(ABC):
     def __post_init__(self, orthogonal: bool) -> None:
         whole_number("m", self.m)
         if orthogonal:
+            if self.directions not in {"iid", "orthogonal"}:
+                raise ValueError(f"orthogonal=True and directions={self.directions!r} contradict each other; pass one")
             object.__setattr__(self, "directions", "orthogonal")
         check_ensemble(self.directions)
         promised = type(self).properties  # from which those of this object may differ

@@ -278,8 +278,13 @@ def test_orthogonal_is_short_for_a_value_of_directions(kind):
 
 
 def test_unknown_directions():
-    with pytest.raises(ValueError, match="directions must be one of iid, orthogonal, .*, sobol, got 'halton'"):
+    with pytest.raises(ValueError, match=r"directions must be one of iid, orthogonal, .*, sobol, got 'halton'"):
         nl.method("positive_features", m=4, directions="halton")
+
+
+def test_two_kinds_of_directions_at_once():
+    with pytest.raises(ValueError, match="orthogonal=True and directions='sobol' contradict"):
+        nl.method("positive_features", m=4, directions="sobol", orthogonal=True)
 
 
 def test_the_same_directions_serve_all_heads():
