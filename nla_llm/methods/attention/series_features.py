@@ -320,5 +320,7 @@ def _signed_powers(x: Array, omega: Array) -> tuple[Array, Array]:
     present = x != zero
     log = xp.log(xp.where(present, xp.abs(x), one)) @ omega
     halves = xp.where(present, xp.where(x < zero, half, zero), dead) @ omega
-    sign = one - 4.0 * (halves - xp.floor(halves))
+    sign = halves - xp.floor(halves)
+    sign *= -4.0
+    sign += 1.0
     return xp.where(halves < dead, sign, zero), log
