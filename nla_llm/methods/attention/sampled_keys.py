@@ -13,6 +13,8 @@ from nla_llm.backend import Array, device_of, from_numpy, generator, namespace, 
 from nla_llm.methods.attention.samples import (
     draw_with_replacement,
     draw_with_replacement_cost,
+    exponentials,
+    exponentials_cost,
     squared_value_norms,
     squared_value_norms_cost,
     uniform_numbers,
@@ -21,7 +23,7 @@ from nla_llm.methods.attention.samples import (
     weighted_sample_attention_cost,
 )
 from nla_llm.methods.registry import Properties, register, require, whole_number
-from nla_llm.operators import Selection, SoftmaxAttention
+from nla_llm.operators import Selection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -245,10 +247,13 @@ class KDEformer:
     def _weights(problem: AttentionProblem, rows: Array) -> Array:
         """2 p_j from the softmax of some queries and the norms of the values, in float64, zero for masked keys."""
         xp = problem.xp
-        some = SoftmaxAttention(
-            xp.take(problem.q, rows, axis=-2), problem.k, scale=problem.scale, key_mask=problem.key_mask
-        )
-        softmax = some.rows(0, rows.shape[0])
+        some = problem.scale * xp.take(problem.q, rows, axis=-2)
+        logits = some @ xp.matrix_transpose(problem.k)
+        if problem.key_mask is not None:
+            hidden = xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(logits))
+            logits = xp.where(problem.key_mask[..., None, :], logits, hidden)
+        softmax, _ = exponentials(logits)
+        softmax /= xp.sum(softmax, axis=-1, keepdims=True)
         columns = _visible_only(problem, xp.astype(xp.sum(softmax * softmax, axis=-2), xp.float64))
         values = _visible_only(problem, xp.astype(squared_value_norms(problem), xp.float64))
         total = xp.sum(values, axis=-1, keepdims=True)
@@ -260,16 +265,13 @@ class KDEformer:
         """Rows of the softmax matrix, probabilities, the search for the draws; then attention on a sample of m keys."""
         import sympy  # noqa: PLC0415 - loads only where a cost is asked for
 
-        n_q, n_k, d, _ = costs.symbols_of(problem)
+        _, n_k, d, _ = costs.symbols_of(problem)
         m, s = costs.m, sympy.Symbol("queries")
-        pairs = costs.symbols.visible_pairs(problem) * s / n_q
-        f = costs.formulas
-        softmax = (
-            costs.Operations(mul=s * d + pairs, madd=pairs * d, compare=pairs - s, add=2 * pairs - s, exp=pairs)
-            + costs.Operations(div=pairs, add=pairs - pairs / s)  # normalised; squares summed over the rows
-        )
-        p = squared_value_norms_cost(problem) + 2 * f.sum_of(n_k) + costs.Operations(div=2 * n_k, add=n_k, compare=1)
-        drawing = costs.Operations(draw=m + s, mul=m, exp=m) + draw_with_replacement_cost(n_k, m)
+        f, o = costs.formulas, costs.Operations
+        softmax = o(mul=s * d) + f.matmul(s, d, n_k) + exponentials_cost(s, n_k) + f.sum_of(n_k, times=s)
+        softmax += o(div=s * n_k, mul=s * n_k) + f.sum_of(s, times=n_k)
+        p = squared_value_norms_cost(problem) + 2 * f.sum_of(n_k) + o(div=2 * n_k, add=n_k, compare=1)
+        drawing = o(draw=m + s, mul=m, exp=m) + draw_with_replacement_cost(n_k, m)
         return costs.Cost(prepare=softmax + p + drawing) + weighted_sample_attention_cost(problem, m)
 
 
