@@ -68,7 +68,6 @@ ROWS = (
     Row("sderf_features", {"m": 16}),
     Row("sderf_features", {"m": 16, "orthogonal": True, "recentre": True}),
     Row("hybrid_features", {"m": 16}),
-    Row("hybrid_features", {"m": 16, "weight": "gaussian", "width": 0.7}),
     # series features
     Row("maclaurin_features", {"m": 16}),
     Row("maclaurin_features", {"m": 16, "stratified": True}),
@@ -93,6 +92,7 @@ ROWS = (
     Row("lara", {"m": 8, "proposals": 4}),
     Row("lara", {"m": 8, "weighting": "query"}),
     Row("eva", {"m": 8}),
+    Row("eva", {"m": 8, "windows": 3}),
     Row("eva", {"m": 8, "sampled": False}),
     # sampled keys
     Row("sampled_keys", {"m": 16}),

@@ -82,9 +82,9 @@ def bisections(length: Expr) -> Expr:
     return sympy.ceiling(sympy.log(length, 2))
 
 
-def segment_slots(n: Expr, m: Expr) -> Expr:
-    """Slots of m segments of n tokens, those that are filled up included."""
-    return m * sympy.ceiling(n / m)
+def segment_slots(n: Expr, m: Expr, windows: Expr) -> Expr:
+    """Slots of m segments of n tokens in windows, those that are filled up included."""
+    return m * sympy.ceiling(sympy.ceiling(n / windows) / sympy.floor(m / windows))
 
 
 def pairs_inside_segments(n_q: Expr, n_k: Expr, m: Expr, *, causal: bool = False) -> Expr:

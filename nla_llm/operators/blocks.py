@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from math import ceil
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -60,10 +61,16 @@ class Averaged(Operator):
 class Segments:
     """``m`` consecutive segments of n >= m tokens, of ⌊n/m⌋ tokens at first and one more from some segment on.
 
+    With ``windows`` B <= m the tokens are parted so into B windows, the segments among the windows, and each window
+    into its segments: no segment crosses the border of a window.
+
     Attributes
     ----------
     size
-        Tokens of the longest segment, ⌈n/m⌉; shorter ones are filled up in :meth:`split`.
+        Slots of each segment, ⌈⌈n/B⌉/⌊m/B⌋⌉, that is ⌈n/m⌉ without windows; what is shorter is filled up in
+        :meth:`split`.
+    window
+        The window of each segment, (m,).
     slots
         Token in each slot, an array of NumPy (m, size); a slot that is filled up repeats the last token of its segment.
     filled
@@ -78,12 +85,16 @@ class Segments:
     [[0.0, 1.0, 1.0], [2.0, 3.0, 4.0]]
     """
 
-    def __init__(self, n: int, m: int) -> None:
-        if not 1 <= m <= n:
-            raise ValueError(f"m={m} segments cannot be made of {n} tokens; pass 1 <= m <= {n}")
-        self.n, self.m, self.size = n, m, -(-n // m)
-        lengths = np.full(m, n // m)
-        lengths[m - n % m :] += 1
+    def __init__(self, n: int, m: int, *, windows: int | None = None) -> None:
+        windows = m if windows is None else windows
+        if not 1 <= windows <= m <= n:
+            raise ValueError(
+                f"m={m} segments in {windows} windows cannot be made of {n} tokens; pass 1 <= windows <= m <= {n}"
+            )
+        self.n, self.m, self.size = n, m, ceil(ceil(n / windows) / (m // windows))
+        tokens, parts = _parted(n, windows), _parted(m, windows)
+        self.window: NDArray[np.int64] = np.repeat(np.arange(windows), parts)
+        lengths = np.concatenate([_parted(t, p) for t, p in zip(tokens, parts, strict=True)])
         firsts = np.cumsum(lengths) - lengths
         slot = np.arange(self.size)
         self.filled: NDArray[np.bool_] = slot < lengths[:, None]
@@ -93,7 +104,7 @@ class Segments:
     def split(self, x: Array) -> Array:
         """Tokens x (..., n, c) in slots, (..., m, size, c)."""
         xp = namespace(x)
-        if self.n != self.m * self.size:
+        if not self.filled.all():
             x = xp.take(x, xp.asarray(self.slots.reshape(-1), device=device_of(x)), axis=-2)
         return xp.reshape(x, (*x.shape[:-2], self.m, self.size, x.shape[-1]))
 
@@ -101,10 +112,15 @@ class Segments:
         """What stands in the slots x (..., m, size, c), token by token (..., n, c)."""
         xp = namespace(x)
         x = xp.reshape(x, (*x.shape[:-3], self.m * self.size, x.shape[-1]))
-        if self.n == self.m * self.size:
+        if self.filled.all():
             return x
         place = np.flatnonzero(self.filled.reshape(-1))
         return xp.take(x, xp.asarray(place, device=device_of(x)), axis=-2)
+
+
+def _parted(n: int, m: int) -> NDArray[np.int64]:
+    """m whole numbers that sum up to n and differ by one at most, the larger ones last."""
+    return n // m + (np.arange(m) >= m - n % m)
 
 
 @final

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
-import numpy as np
-
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, generator, matmul_where, namespace
 from nla_llm.methods.attention.near_tokens import (
@@ -21,6 +19,8 @@ from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Dense, Operator, Product, SegmentDiagonal, Segments, Sum
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from nla_llm.problems import AttentionProblem
 
 __all__ = ["Eva"]
@@ -30,7 +30,7 @@ __all__ = ["Eva"]
 @final
 @dataclass(frozen=True)
 class Eva:
-    """Exact attention in the segment of a query; any other segment c as a whole, with the weight |c| exp(x·ȳ_c).
+    """Exact attention in the window of a query; any segment c elsewhere as a whole, with the weight |c| exp(x·ȳ_c).
 
     EVA of Zheng, Yuan, Wang and Kong 2023, arXiv 2302.04542: randomised attention with a control variate for each of m
     segments of consecutive keys. Where the coefficient of a segment is its own best one, the sum over the segment
@@ -40,21 +40,22 @@ class Eva:
     number.
 
     Biased: the weight by Jensen's inequality, of second order in the spread of the keys of a segment, the division of
-    first order, as ω_c ought to lie near x_i + ȳ_c. With m = 1 and with m = n_k it is softmax attention
-    itself; in between the error first rises with m, as the exact neighbourhood shrinks, and falls only as the segments
-    become short. The draw of ω_c adds a variance that no other draw averages: without it the error is smaller.
+    first order, as ω_c ought to lie near x_i + ȳ_c. With m = n_k it is softmax attention itself. The draw
+    of ω_c adds a variance that no other draw averages: without it the error is smaller.
 
     Three things are otherwise in the authors' program: it leaves out the factor |c|, without which a segment weighs as
-    much as a single key; it counts the keys of the nearby segment twice, exactly and as a segment; and it halves
-    the mean of ω.
+    much as a single key; it counts the keys of the window twice, exactly and in segments; and it halves the mean of ω.
 
-    Costs 2 n (n/m + m)(d + d_v) operations, least at m = √n: linear in n only where m grows with it. The causal form
-    sees the earlier keys of its own segment and the earlier segments.
+    Costs 2 n (n/B + m)(d + d_v) operations with B windows: linear in n only where B grows with it. The causal form sees
+    the earlier keys of its own window and the segments of earlier windows.
 
     Parameters
     ----------
     m
         Number of segments, at most n_q and n_k.
+    windows
+        Largest number of windows B, parted into the segments. By default every segment is a window: exact with m = 1
+        too, so that the error first rises with m as the exact neighbourhood shrinks. With fewer it falls with m.
     sampled
         Draw the ω_c. With False they are at their means, as in the authors' program when it evaluates: nothing is
         random then.
@@ -70,6 +71,7 @@ class Eva:
 
     m: int
     _: KW_ONLY
+    windows: int | None = None
     sampled: bool = True
     properties: ClassVar[Properties] = Properties(
         family="randomised", budget="m", converges=True, nonnegative=True, deterministic=False, shift_invariant=True,
@@ -78,6 +80,8 @@ class Eva:
 
     def __post_init__(self) -> None:
         whole_number("m", self.m)
+        if self.windows is not None:
+            whole_number("windows", self.windows)
         if not self.sampled:
             why = "segments are made of positions: hiding a key makes its own shorter, removing it moves all borders"
             promised = replace(type(self).properties, deterministic=True, exceptions={"padding": why})
@@ -90,29 +94,36 @@ class Eva:
             raise ValueError(f"m={self.m} segments cannot be made of {problem.n_q} queries and {problem.n_k} keys")
         x, y = unit_scale(problem)
         xp = namespace(x)
-        rows, columns = Segments(problem.n_q, self.m), Segments(problem.n_k, self.m)
-        hidden = _hidden_slots(problem, columns)
+        windows = Segments(problem.n_q, self._windows), Segments(problem.n_k, self._windows)
+        rows, columns = (Segments(n, self.m, windows=self._windows) for n in (problem.n_q, problem.n_k))
         near_y, count = segment_means(y, columns, problem.key_mask)
         omega = segment_means(x, rows)[0] + near_y
         if self.sampled:
             noise = generator(rng).standard_normal((self.m, problem.d))
             omega = omega + xp.astype(from_numpy(noise, like=x), x.dtype)
-        own, others = _joint_softmax(
-            _own_logits(problem, x, y, (rows, columns), hidden), _segment_logits(problem, x, near_y, rows, count), rows
-        )
-        shares = _shares(y, omega, columns, hidden, count)
+        own = _own_logits(problem, x, y, windows)
+        others = _segment_logits(problem, x @ xp.matrix_transpose(near_y), rows, count)
+        own, others = _joint_softmax(own, others, windows[0])
+        shares = _shares(y, omega, columns, _hidden_slots(problem, columns), count)
+        near = SegmentDiagonal(own, *windows, nonnegative=True)
         whole = SegmentDiagonal(shares, Segments(self.m, self.m), columns, nonnegative=True)
-        return Sum(
-            SegmentDiagonal(own, rows, columns, nonnegative=True), Product(Dense(others, nonnegative=True), whole)
-        )
+        return Sum(near, Product(Dense(others, nonnegative=True), whole))
+
+    @property
+    def _windows(self) -> int:
+        return self.m if self.windows is None else min(self.m, self.windows)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
-        """Means of segments; logits inside segments and with segments, their softmax; shares inside segments."""
+        """Means of segments; logits inside windows and with segments, their softmax; shares inside segments."""
+        from sympy import Symbol  # noqa: PLC0415 - SymPy loads with the first formula
+
         n_q, n_k, d, d_v = costs.symbols_of(problem)
         m, f = costs.m, costs.formulas
-        pairs = f.pairs_inside_segments(n_q, n_k, m, causal=problem.causal)
+        w = m if self._windows == self.m else Symbol("windows")
+        pairs = f.pairs_inside_segments(n_q, n_k, w, causal=problem.causal)
         inputs = (n_q + n_k) * costs.Operations(mul=d) + norms_cost(n_k, d)
-        means = segment_means_cost(n_q, d, m) + segment_means_cost(n_k, d, m, mask=problem.key_mask is not None)
+        masked = problem.key_mask is not None
+        means = segment_means_cost(n_q, d, m, windows=w) + segment_means_cost(n_k, d, m, windows=w, mask=masked)
         logits = costs.Operations(madd=pairs * d) + f.matmul(n_q, d, m) + costs.Operations(exp=m, add=n_q * m)
         softmax = costs.Operations(compare=pairs + n_q * m - n_q, exp=pairs + n_q * m, div=pairs + n_q * m)
         softmax += costs.Operations(add=pairs + n_q * m + pairs + n_q * m - n_q)
@@ -122,11 +133,10 @@ class Eva:
         return costs.Cost(prepare=inputs + means + logits + softmax + omega + shares, apply=products)
 
 
-def _own_logits(
-    problem: AttentionProblem, x: Array, y: Array, segments: tuple[Segments, Segments], hidden: Array | None
-) -> Array:
-    """Logits of the keys of its own segment, (..., m, rows.size, columns.size), −∞ for keys that it does not see."""
-    xp, (rows, columns) = namespace(x), segments
+def _own_logits(problem: AttentionProblem, x: Array, y: Array, windows: tuple[Segments, Segments]) -> Array:
+    """Logits of the keys of its own window, (..., B, rows.size, columns.size), −∞ for keys that it does not see."""
+    xp, (rows, columns) = namespace(x), windows
+    hidden = _hidden_slots(problem, columns)
     keep = rows.filled[:, :, None] & columns.filled[:, None, :]
     if problem.causal:
         keep = keep & (columns.slots[:, None, :] <= rows.slots[:, :, None])
@@ -135,14 +145,14 @@ def _own_logits(
     return logits if hidden is None else xp.where(hidden & seen, _minus_infinity(logits), logits)
 
 
-def _segment_logits(problem: AttentionProblem, x: Array, near_y: Array, rows: Segments, count: Array) -> Array:
-    """log(|c| exp(x·ȳ_c)) (..., n_q, m), −∞ for the own segment, for later ones, and for those without visible keys."""
-    xp = namespace(x)
-    own, segment = rows.number[:, None], np.arange(rows.m)
-    other = segment < own if problem.causal else segment != own
-    size = xp.astype(xp.where(count > 0, count, 1), x.dtype)
-    logits = x @ xp.matrix_transpose(near_y) + xp.log(size)[..., None, :]
-    seen = xp.asarray(other, device=device_of(x)) & (count > 0)[..., None, :]
+def _segment_logits(problem: AttentionProblem, logits: Array, rows: Segments, count: Array) -> Array:
+    """log(|c| exp(x·ȳ_c)) (..., n_q, m), −∞ in the own window, in later ones, and without visible keys, from x·ȳ_c."""
+    xp = namespace(logits)
+    own = rows.window[rows.number][:, None]
+    other = rows.window < own if problem.causal else rows.window != own
+    size = xp.astype(xp.where(count > 0, count, 1), logits.dtype)
+    logits = logits + xp.log(size)[..., None, :]
+    seen = xp.asarray(other, device=device_of(logits)) & (count > 0)[..., None, :]
     return xp.where(seen, logits, _minus_infinity(logits))
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nla_llm.operators import Operator, Segments
     from nla_llm.problems import AttentionProblem
 
+Expr = Any  # an int or an expression of SymPy, which has no types
+
 __all__ = [
     "exp_of_fresh",
     "half_square_norm",
@@ -43,7 +45,7 @@ def half_square_norm(x: Array) -> Array:
     return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
 
 
-def norms_cost(tokens: costs.formulas.Expr, d: costs.formulas.Expr) -> costs.Operations:
+def norms_cost(tokens: Expr, d: Expr) -> costs.Operations:
     """Cost of :func:`half_square_norm`."""
     norms: costs.Operations = tokens * (costs.Operations(mul=d + 1) + costs.formulas.sum_of(d))
     return norms
@@ -76,9 +78,9 @@ def segment_means(x: Array, segments: Segments, mask: Array | None = None) -> tu
 
 
 def segment_means_cost(
-    n: costs.formulas.Expr, d: costs.formulas.Expr, m: costs.formulas.Expr, *, mask: bool = False
+    n: Expr, d: Expr, m: Expr, *, windows: Expr | None = None, mask: bool = False
 ) -> costs.Operations:
     """Sums over all slots of the segments, filled up or not, and the divisions."""
     f = costs.formulas
-    sums = costs.Operations(madd=f.segment_slots(n, m) * d, div=m * d)
+    sums = costs.Operations(madd=f.segment_slots(n, m, m if windows is None else windows) * d, div=m * d)
     return sums + f.sum_of(m, times=d) + costs.Operations(div=d) if mask else sums

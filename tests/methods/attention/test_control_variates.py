@@ -23,20 +23,30 @@ def numbers(n, m):
     return np.repeat(np.arange(m), lengths)
 
 
-def eva(x, y, m, noise, *, causal=False, keep=None):
-    """Unnormalised weights: exp(x·y) in the own segment, |c| exp(x·ȳ_c) shared out elsewhere."""
+def nested(n, m, windows):
+    """Windows first, then the segments of each: numbers of both, token by token."""
+    window, parts = numbers(n, windows), np.bincount(numbers(m, windows))
+    segment, first = np.empty(n, int), 0
+    for b, part in enumerate(parts):
+        segment[window == b] = first + numbers(np.sum(window == b), part)
+        first += part
+    return window, segment
+
+
+def eva(x, y, m, noise, *, causal=False, keep=None, windows=None):
+    """Weights in proportion: exp(x·y) in the own window, |c| exp(x·ȳ_c) shared out elsewhere."""
     keep = np.ones(len(y), bool) if keep is None else keep
-    of_query, of_key = numbers(len(x), m), numbers(len(y), m)
-    A = np.zeros((len(x), len(y)))
+    (window, of_query), (window_of_key, of_key) = (nested(len(a), m, min(m, windows or m)) for a in (x, y))
+    A = np.where(window[:, None] == window_of_key, np.exp(x @ y.T), 0) * keep
     for c in range(m):
         members = (of_key == c) & keep
         own = of_query == c
-        A[np.ix_(own, members)] = np.exp(x[own] @ y[members].T)
         if not members.any():
             continue
         omega = x[own].mean(axis=0) + y[members].mean(axis=0) + noise[c]
         shares = softmax(y[members] @ omega - np.sum(y[members] ** 2, axis=1) / 2)
-        others = of_query > c if causal else ~own
+        here = window_of_key[of_key == c][0]
+        others = window > here if causal else window != here
         weight = members.sum() * np.exp(x[others] @ y[members].mean(axis=0))
         A[np.ix_(others, members)] = weight[:, None] * shares
     A = np.tril(A) if causal else A
@@ -45,16 +55,17 @@ def eva(x, y, m, noise, *, causal=False, keep=None):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("m", [1, 3, 4, 5, 12])
-def test_eva_is_its_definition(m, causal, masked, xp):
+@pytest.mark.parametrize("sizes", [(1, None), (3, None), (5, None), (12, None), (3, 5), (5, 2), (7, 3), (12, 5)])
+def test_eva_is_its_definition(sizes, causal, masked, xp):
+    m, windows = sizes
     n_q, n_k = (12, 12) if causal else (14, 12)
     q, k, v = draw(0, 2, n_q, 3), draw(1, 2, n_k, 3), draw(2, 2, n_k, 2)
     keep = (np.arange(n_k) % 3 != 1) & ~np.isin(np.arange(n_k), [5, 6, 7, 8]) if masked else None
     noise = np.random.default_rng(4).standard_normal((m, 3))
-    want = np.stack([eva(a, b, m, noise, causal=causal, keep=keep) for a, b in zip(q, k, strict=True)])
+    want = np.stack([eva(a, b, m, noise, causal=causal, keep=keep, windows=windows) for a, b in zip(q, k, strict=True)])
     mask = None if keep is None else xp.asarray(keep)
     problem = nl.AttentionProblem(xp.asarray(q), xp.asarray(k), scale=1.0, causal=causal, key_mask=mask)
-    P = nl.method("eva", m=m)(problem, rng=4)
+    P = nl.method("eva", m=m, windows=windows)(problem, rng=4)
     close(P.dense(), want)
     close(P @ xp.asarray(v), want @ v)
     close(P.T @ xp.asarray(draw(5, 2, n_q, 2)), np.swapaxes(want, -1, -2) @ draw(5, 2, n_q, 2))
@@ -79,6 +90,19 @@ def test_exact_where_keys_agree_inside_segments():
     assert np.array_equal(np.repeat(np.arange(5), [2, 3, 3, 3, 3]), numbers(14, 5))
     problem = nl.AttentionProblem(draw(0, 9, 3), k)
     close(nl.method("eva", m=5)(problem, rng=0).dense(), problem.exact().dense())
+
+
+def test_the_error_falls_with_the_segments_of_fixed_windows():
+    problem = nl.AttentionProblem(draw(0, 60, 3), draw(1, 60, 3))
+    exact = problem.exact().dense()
+
+    def error(m, windows=None):
+        return np.linalg.norm(nl.method("eva", m=m, windows=windows, sampled=False)(problem).dense() - exact)
+
+    errors = [error(m, 4) for m in (4, 12, 30, 60)]
+    assert np.all(np.diff(errors) < 0)
+    assert errors[-1] < 1e-12
+    assert error(1) < 1e-12 < error(4) < error(12)  # where every segment is a window it rises at first
 
 
 def test_equal_logits_give_equal_weights():

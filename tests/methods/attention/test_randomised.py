@@ -264,3 +264,13 @@ def test_segments_are_consecutive_and_differ_by_one_at_most(n, m, xp):
     np.testing.assert_array_equal(np.bincount(segments.number), lengths)
     x = draw(0, 2, n, 3)
     close(segments.join(segments.split(xp.asarray(x))), x, 0)
+
+
+@pytest.mark.parametrize(("n", "m", "windows"), [(13, 5, 2), (13, 13, 4), (12, 6, 3), (29, 11, 4), (7, 1, 1)])
+def test_segments_do_not_cross_windows(n, m, windows):
+    segments, outer = Segments(n, m, windows=windows), Segments(n, windows)
+    np.testing.assert_array_equal(segments.slots[segments.filled], np.arange(n))
+    np.testing.assert_array_equal(segments.window[segments.number], outer.number)
+    assert segments.filled.any(axis=1).all()
+    with pytest.raises(ValueError, match="1 <= windows <= m"):
+        Segments(n, m, windows=m + 1)
