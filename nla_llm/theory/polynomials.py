@@ -6,7 +6,7 @@ Everything is float64 NumPy.
 from __future__ import annotations
 
 from math import lgamma
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import gammainc, gammaincc, hyp1f1, ive
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "chebyshev_remainder",
+    "least_degree",
     "normalised_entry_bound",
     "reweighting_bounds",
     "taylor_ratio",
@@ -61,6 +62,28 @@ def chebyshev_remainder(bound: ArrayLike, degree: int) -> Matrix:
     terms = 60 + int(10 * np.sqrt(np.max(b, initial=0.0)))
     k = np.arange(p + terms, p, -1.0)  # the small ones are added first
     return np.asarray(2 * np.exp(b) * np.sum(ive(k, b[..., None]), axis=-1))
+
+
+def least_degree(bound: float, tolerance: float, *, basis: Literal["taylor", "chebyshev"] = "taylor") -> int:
+    """Least degree with which the polynomial is within ``tolerance`` of e^u, absolutely, for all |u| ≤ B.
+
+    What a polynomial method must afford: C(d + p, p) features. Alman and Song 2023, arXiv 2302.13214, get attention in
+    nearly linear time where the entries of q and k are o(√log n), so that their logits are o(log n) and this is small.
+
+    Examples
+    --------
+    >>> least_degree(4.0, 1e-3), least_degree(4.0, 1e-3, basis="chebyshev")
+    (15, 9)
+    """
+    if basis not in {"taylor", "chebyshev"}:
+        raise ValueError(f"basis must be 'taylor' or 'chebyshev', got {basis!r}")
+    if not (np.isfinite(tolerance) and tolerance > 0):
+        raise ValueError(f"tolerance must be positive and finite, got {tolerance!r}")
+    remainder = taylor_remainder if basis == "taylor" else chebyshev_remainder
+    degree = 0
+    while float(remainder(bound, degree)) > tolerance:
+        degree += 1
+    return degree
 
 
 def taylor_ratio(u: ArrayLike, degree: int) -> Matrix:

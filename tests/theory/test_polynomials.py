@@ -61,6 +61,22 @@ def test_chebyshev_against_taylor():
     )
 
 
+@pytest.mark.parametrize("tolerance", [10.0, 1e-3, 1e-12])
+@pytest.mark.parametrize("b", [0.0, 0.5, 4.0, 30.0])
+def test_least_degree_by_the_errors_themselves(b, tolerance):
+    """Taylor at u = B in 100 digits; the interpolant in Chebyshev nodes is at most twice as far as the cut series."""
+    with mpmath.workdps(100):
+        p = next(p for p in range(500) if abs(mpmath.exp(b) - taylor(b, p)) <= tolerance)
+    assert poly.least_degree(b, tolerance) == p
+    better = poly.least_degree(b, tolerance, basis="chebyshev")
+    assert better <= p
+    if b and tolerance > 1e-10:
+        nodes = np.polynomial.chebyshev.chebinterpolate(lambda x: np.exp(b * x), better)
+        x = np.linspace(-1, 1, 2001)
+        error = np.abs(np.polynomial.chebyshev.chebval(x, nodes) - np.exp(b * x)).max()
+        assert error <= 2 * tolerance + 1e3 * EPS * np.exp(b)
+
+
 # -- the ratio and the roots -------------------------------------------------------------------------------------------
 
 
@@ -174,6 +190,8 @@ def test_beyond_the_root_of_an_odd_degree_nothing_is_promised():
         (lambda: poly.taylor_remainder(-1.0, 2), "bound must be"),
         (lambda: poly.chebyshev_remainder(np.nan, 2), "bound must be"),
         (lambda: poly.taylor_root(1.5), "degree must be"),
+        (lambda: poly.least_degree(1.0, 0.0), "tolerance must be"),
+        (lambda: poly.least_degree(1.0, 0.1, basis="legendre"), "basis must be"),
         (lambda: poly.normalised_entry_bound(1.0), "epsilon must be in"),
         (
             lambda: poly.taylor_theory(np.ones((2, 1)), np.ones((2, 1)), scale=1.0, degree=2).error("two"),
