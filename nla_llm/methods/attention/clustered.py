@@ -134,26 +134,17 @@ class ImprovedClusteredAttention:
         shared = xp.take_along_axis(weights, top, axis=-1)
         member = Selection(labels, self.m, like=problem.q)
         keys = member.gather(top)
-        correction = self._own_weights(problem, keys, member.gather(xp.sum(shared, axis=-1, keepdims=True)))
+        logits = by_heads(_logits_at, problem.scale * problem.q, problem.k, keys)
+        if problem.key_mask is not None:
+            shown = xp.broadcast_to(problem.key_mask[..., None, :], weights.shape)
+            shown = member.gather(xp.take_along_axis(shown, top, axis=-1))
+            logits = xp.where(shown, logits, xp.full_like(logits, -xp.inf))
+        own = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+        mass = member.gather(xp.sum(shared, axis=-1, keepdims=True))
+        correction = own * (mass / xp.sum(own, axis=-1, keepdims=True))
         correction = correction - member.gather(shared)
         sparse = TiledSparse([Panel(correction[..., None, :], keys)], (*correction.shape[:-1], problem.n_k))
         return Sum(Product(member, Dense(weights, nonnegative=True)), sparse)
-
-    def _own_weights(self, problem: AttentionProblem, keys: Array, mass: Array) -> Array:
-        """μ softmax(q_i k_Tᵀ) on the keys (..., n_q, k) of each query, slot by slot, so that no n_q × k × d is held."""
-        xp = namespace(keys)
-        q = problem.scale * problem.q
-        logits = []
-        for slot in range(keys.shape[-1]):
-            place = Selection(keys[..., slot], problem.n_k, like=q)
-            product = xp.vecdot(*xp.broadcast_arrays(q, place.gather(problem.k)))
-            if problem.key_mask is not None:
-                shown = place.gather(problem.key_mask[..., None])[..., 0]
-                product = xp.where(shown, product, xp.asarray(-xp.inf, dtype=q.dtype, device=device_of(q)))
-            logits.append(product)
-        all_logits = xp.stack(logits, axis=-1)
-        own = xp.exp(all_logits - xp.max(all_logits, axis=-1, keepdims=True))
-        return own * (mass / xp.sum(own, axis=-1, keepdims=True))
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Clusters, the rows of the centroids, their largest entries by sorting, and k logits for each query."""
@@ -245,6 +236,13 @@ def _cluster_cost(n: Any, d: Any) -> costs.Operations:
 def _pairs(problem: AttentionProblem) -> Any:
     """Pairs of a centroid and a visible key."""
     return costs.m * costs.symbols.visible_pairs(problem) / costs.symbols_of(problem).n_q
+
+
+def _logits_at(q: Array, k: Array, keys: Array) -> Array:
+    """q_i · k_j for the keys j in row i of ``keys`` (..., n_q, s), slot by slot, so that no n_q × s × d is held."""
+    xp = namespace(q, k)
+    picked = (Selection(keys[..., slot], k.shape[-2], like=q).gather(k) for slot in range(keys.shape[-1]))
+    return xp.stack([xp.vecdot(*xp.broadcast_arrays(q, rows)) for rows in picked], axis=-1)
 
 
 def _largest(weights: Array, k: int) -> Array:
