@@ -9,7 +9,7 @@ from testing.honest_methods import softmax_where
 from nla_llm.backend import generator
 from nla_llm.methods import Properties
 from nla_llm.methods.registry import require, whole_number
-from nla_llm.operators import Dense, LowRank, RowNormalised
+from nla_llm.operators import Dense, LowRank, RowNormalised, ZeroRowSumError
 from nla_llm.theory import Theory
 
 CONVERGES = Properties(
@@ -328,6 +328,29 @@ class WrongTheory(WrongCost):
         from nla_llm.methods import method
 
         return method("positive_features", m=2 * self.m).theory(problem)
+
+
+class PartialWrongTheory(WrongTheory):
+    """The same from a method that may refuse some data, which is checked on other tokens."""
+
+    properties = replace(WrongTheory.properties, partial=True)
+
+
+class PartialForgottenScale(ForgottenScale):
+    """A method that may refuse some data is held to its mean too."""
+
+    properties = replace(ForgottenScale.properties, partial=True)
+
+
+class RefusesSharpAttention(RandomKeys):
+    """A refusal counts as no success: where it is not refused, this one is no better than random keys."""
+
+    properties = replace(RandomKeys.properties, partial=True)
+
+    def __call__(self, problem, rng=None):
+        if problem.scale == 1.0:
+            raise ZeroRowSumError("no key shares a feature with these queries")
+        return super().__call__(problem, rng)
 
 
 # -- updates -------------------------------------------------------------------------------------------------------

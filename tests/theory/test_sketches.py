@@ -212,6 +212,15 @@ def test_poly_sketch_of_degree_eight(d):
     np.testing.assert_allclose(promise.mean()[0, 0] * np.exp(x @ y), mean, rtol=1e-11)
 
 
+@pytest.mark.parametrize("degree", [4, 8, 16])
+def test_poly_sketch_has_a_floor_under_its_weights(degree):
+    """Orthogonal vectors: |x|^p |y|^p/m for p = 4, and little more for higher degrees, where the kernel is zero."""
+    x, y, m = np.array([[1.5, 0.0]]), np.array([[0.0, 2.0]]), 100
+    floor = sketches.poly_sketch_theory(x, y, scale=1.0, m=m, degree=degree).mean()[0, 0] * m / 3**degree
+    assert 1 - 1e-12 < floor < 1.2
+    assert (abs(floor - 1) < 1e-12) == (degree == 4)
+
+
 def test_the_bias_of_poly_sketch_falls_as_its_size():
     bias = [
         sketches.poly_sketch_theory(X, Y, scale=1.0, m=m, degree=16).mean() * np.exp(X @ Y.T) / (X @ Y.T) ** 16 - 1

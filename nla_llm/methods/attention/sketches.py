@@ -343,7 +343,8 @@ class PolySketch(PolynomialSketch):
     keys by layers before, and may learn the projections; neither is done here.
 
     Biased: the mean of the kernel is (x·y)^p + Var S, known in closed form
-    (:func:`~nla_llm.theory.sketches.poly_sketch_theory`); the bias falls as 1/m.
+    (:func:`~nla_llm.theory.sketches.poly_sketch_theory`). The bias falls as 1/m, and it is a floor: orthogonal vectors,
+    whose kernel is zero, get about |x|^p |y|^p/m, so that no weight is much less than 1/m of the largest.
 
     Parameters
     ----------
