@@ -206,6 +206,8 @@ def sign_log_variance(features: Features, z: ArrayLike, *, m: int) -> Matrix:
     """Natural logarithm of Var(Â)/A² for m rows of Hadamard matrices times diagonals of signs, in blocks of D rows.
 
     Derived in the header of this module; D is the power of two from d on, each block has a diagonal of its own.
+    The first column of a Hadamard matrix holds ones, so all rows of a block agree in the first coordinate: positive
+    features of z along it do not improve with the rows of a block, while along other axes a block has no linear error.
 
     Parameters
     ----------

@@ -219,6 +219,25 @@ def test_signs_are_biased_downwards_and_by_the_fourth_powers():
     )  # log cosh z − z²/2 = −z⁴/12 + …
 
 
+def test_all_rows_of_a_block_of_signs_agree_in_the_first_coordinate():
+    first, second = np.eye(8)[:2]
+    alone, block, two = (np.exp(ensembles.sign_log_variance("positive", 0.5 * first, m=m)) for m in (1, 8, 16))
+    assert block == pytest.approx(alone, rel=1e-12)
+    assert two == pytest.approx(alone / 2, rel=1e-12)
+    # along another axis half of the rows are +z, half −z, whatever the sign: the mean over a block is cosh z exactly
+    assert np.exp(ensembles.sign_log_variance("positive", 0.5 * second, m=8)) < 1e-15
+
+
+def test_fixed_norms_pay_for_their_bias_where_exponents_are_large():
+    """Mean square error over A² at d = m = 64: bias included, it is below that of every unbiased ensemble."""
+    for t, (fixed, unbiased) in {4.0: (0.308, 0.685), 8.0: (3.60, 46.2), 16.0: (59.0, 1.388e5)}.items():
+        bias = ensembles.fixed_norm_mean(t, 64) - 1
+        error = relative_variance("positive", t, m=64, d=64, directions="regularised") + bias**2
+        best = min(relative_variance("positive", t, m=64, d=64, directions=e) for e in ("orthogonal", "simplex"))
+        assert error == pytest.approx(fixed, rel=5e-3)
+        assert best == pytest.approx(unbiased, rel=5e-3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_variance_of_signs_at_large_norms_does_not_overflow(kind):
     z = np.full((2, 64), 4.0)

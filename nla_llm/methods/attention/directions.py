@@ -255,7 +255,8 @@ ENSEMBLES: dict[str, Ensemble] = {
     # rows of D^(−1) H D₃ H D₂ H D₁ with independent χ_D norms, D the power of two from d on, cut to d coordinates:
     # E ω ωᵀ = I; orthogonal within blocks, norms χ_d, where d = D (Yu et al. 2016, arXiv 1610.09072, with norms √D)
     "hadamard": _hadamard(3, chi=True),
-    # rows of H D₁ cut to d coordinates: independent signs in each row, E ω ωᵀ = I, norms √d
+    # rows of H D₁ cut to d coordinates: independent signs in each row, E ω ωᵀ = I, norms √d; all rows of a block agree
+    # in the first coordinate, along which more of them bring nothing
     "hadamard1": _hadamard(1, chi=False),
     # Φ⁻¹ of scrambled Sobol points: each row N(0, I), all of them spread evenly
     "sobol": Ensemble(_draw_sobol, _sobol_cost, _dense_products),
