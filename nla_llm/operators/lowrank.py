@@ -185,6 +185,8 @@ class RowNormalised(Operator):
     exponentials
         Where the factors of A contain exponentials: those of queries (..., n_q, m or 1) and of keys (..., n_k, m or 1),
         None for ones. They are read only when ``underflow_share`` is asked for.
+    zeros
+        Share of the exponentials of a token that are zero by construction.
     visible
         (..., n_k), True for keys that are not hidden; None where all are visible.
 
@@ -209,6 +211,7 @@ class RowNormalised(Operator):
         *,
         row_scale_log: Array | None = None,
         exponentials: tuple[Array | None, Array | None] = (None, None),
+        zeros: float = 0.0,
         visible: Array | None = None,
     ) -> None:
         super().__init__(op.shape, op.like)
@@ -217,6 +220,7 @@ class RowNormalised(Operator):
         self.sums = op.row_sums()
         self.nonnegative = op.nonnegative
         self._exponentials = exponentials
+        self._zeros = zeros
         self._visible = visible
         xp = self.xp
         bad = ~(xp.isfinite(self.sums) & (self.sums != 0))
@@ -231,10 +235,12 @@ class RowNormalised(Operator):
     def underflow_share(self) -> Array:
         """Share of the features of queries and visible keys whose exponential is exactly zero, for each batch entry.
 
-        Their logarithms are finite: in exact arithmetic no exponential vanishes. What underflows is smaller than the
-        largest of its row, or for keys than the largest of its feature, by more than the range of the format, about
-        e^103 in float32 and e^745 in float64. Its loss does not show in the sums, but a share near one says that the
-        kernel rests on a few features.
+        Their logarithms are finite: in exact arithmetic they would not vanish. Exponentials that are zero by
+        construction do not count; a zero that an amplitude has brought into an array of the same shape does.
+
+        What underflows is smaller than the largest of its row, or for keys than the largest of its feature, by more
+        than the range of the format, about e^103 in float32 and e^745 in float64. Its loss does not show in the sums,
+        but a share near one says that the kernel rests on a few features.
         """
         xp, (n_q, n_k), (of_queries, of_keys) = self.xp, self.shape[-2:], self._exponentials
         seen = xp.ones((n_k,), dtype=xp.float64, device=device_of(self.like))
@@ -245,7 +251,7 @@ class RowNormalised(Operator):
             lost = lost + xp.sum(_zeros_of_rows(of_queries), axis=-1)
         if of_keys is not None:
             lost = lost + xp.sum(_zeros_of_rows(of_keys) * seen, axis=-1)
-        return lost / (n_q + xp.sum(seen, axis=-1))
+        return lost / (n_q + xp.sum(seen, axis=-1)) - self._zeros
 
     @property
     def negative_share(self) -> Array:

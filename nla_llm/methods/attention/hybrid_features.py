@@ -36,10 +36,10 @@ class HybridFeatures(RandomFeatures):
       y, of mean θ/π, θ the angle between x and y;
     - ``weight="gaussian"``: (1/r) Σ_j cos(σ τ_j·(x + y)), of mean exp(−σ²|x + y|²/2), σ = ``width``.
 
-    A product of features is a feature, so that there are 6rm of them, or (6r + 2)m. As λ̂ is independent of the
-    directions the estimate is unbiased, whatever λ̂ is. Positive features are exact at x = −y, trigonometric ones at
-    x = y, and so is the hybrid where λ̂ is exact: at both ends with angular weights, at x = −y with Gaussian ones.
-    Entries and row sums may be negative.
+    A product of features is a feature, so that there are 6rm of them, or (6r + 2)m, and memory to match. As λ̂ is
+    independent of the directions the estimate is unbiased, whatever λ̂ is. Positive features are exact at x = −y,
+    trigonometric ones at x = y, and so is the hybrid where λ̂ is exact: at both ends with angular weights, at x = −y
+    with Gaussian ones. Entries and row sums may be negative.
 
     Choromanski et al. 2022, arXiv 2110.04367: the hybrid of two base estimators with shared directions; its angular
     weight is that of the paper, whose base estimators include complex and hyperbolic ones that are not used here.
@@ -149,7 +149,8 @@ def _separated(x: Array, projection: Array, side: Array, *, of_queries: bool) ->
     log_positive = _flat(other[..., None] + (projection - 2.0 * half)[..., None, :])
     log_wave = _flat(xp.broadcast_to(own[..., None], (*own.shape, 2 * m)))
     amplitudes = [xp.ones_like(log_positive)] + [wave] * (2 * r)
-    return Features(xp.concat(amplitudes, axis=-1), xp.concat([log_positive, log_wave], axis=-1), row=half)
+    logs = [log_positive, log_wave]
+    return Features(xp.concat(amplitudes, axis=-1), xp.concat(logs, axis=-1), row=half, zeros=0.5)
 
 
 def _waves_of_weight(x: Array, projection: Array, angle: Array, *, of_queries: bool) -> Features:

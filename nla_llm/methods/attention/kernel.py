@@ -9,7 +9,7 @@ In the causal form the scale of the keys may only know the past, so it runs alon
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 import numpy as np
@@ -46,12 +46,15 @@ class Features:
     column
         (..., 1, m), or None for zeros: what all keys share, only beside a ``log`` of m columns. It never meets the
         features of the keys: it is moved to the queries together with the scale of the keys.
+    zeros
+        Share of the features of a token that are zero by construction, their log −inf: not counted as underflow.
     """
 
     amplitude: Array | None = None
     log: Array | None = None
     row: Array | None = None
     column: Array | None = None
+    zeros: float = 0.0
 
     def hide(self, mask: Array | None) -> Features:
         """The same with the rows of hidden tokens zero."""
@@ -63,12 +66,17 @@ class Features:
         def blank(a: Array | None, fill: float) -> Array | None:
             return None if a is None else xp.where(keep, a, xp.asarray(fill, dtype=a.dtype, device=device_of(a)))
 
-        return Features(blank(self.amplitude, 0.0), blank(self.log, -xp.inf), blank(self.row, -xp.inf), self.column)
+        return replace(
+            self, amplitude=blank(self.amplitude, 0.0), log=blank(self.log, -xp.inf), row=blank(self.row, -xp.inf)
+        )
 
     def times(self, exponential: Array | None) -> Array:
-        """amplitude · exponential, where None stands for ones."""
+        """amplitude · exponential, where None stands for ones; an exponential of this shape is overwritten."""
         if exponential is None or self.amplitude is None:
             return self.amplitude if exponential is None else exponential
+        if exponential.shape == self.amplitude.shape:
+            exponential *= self.amplitude
+            return exponential
         return by_heads(operator.mul, self.amplitude, exponential)
 
 
@@ -106,7 +114,9 @@ def kernel_attention(
         op = LowRank(left, right, nonnegative=nonnegative)
     row_scale = None if scaled.row_scale is None else scaled.row_scale[..., 0] + log_factor
     exponentials = scaled.queries, scaled.keys
-    return RowNormalised(op, row_scale_log=row_scale, exponentials=exponentials, visible=problem.key_mask)
+    return RowNormalised(
+        op, row_scale_log=row_scale, exponentials=exponentials, zeros=keys.zeros, visible=problem.key_mask
+    )
 
 
 def _scale(queries: Features, keys: Features) -> _Scaled:
@@ -125,9 +135,13 @@ def _scale(queries: Features, keys: Features) -> _Scaled:
 
 def _exp_below_maximum_of_columns(log: Array, row: Array | None = None) -> tuple[Array, Array]:
     xp = namespace(log)
-    log = log if row is None else log + row
+    if row is None:
+        top = xp.max(log, axis=-2, keepdims=True)
+        return _exp_of_fresh(log - _finite(top)), top
+    log = log + row
     top = xp.max(log, axis=-2, keepdims=True)
-    return _exp_of_fresh(log - _finite(top)), top
+    log -= _finite(top)
+    return _exp_of_fresh(log), top
 
 
 def _exp_below_maximum_of_rows(log: Array, weights: Array) -> tuple[Array, Array]:

@@ -72,6 +72,15 @@ def test_count_equals_formula(options):
         assert nl.costs.count(method, problem) == method.cost(problem).at(problem, method)
 
 
+def test_sides_that_a_token_is_not_on_have_not_underflowed():
+    x = draw(0, 40, 4).astype(np.float32)
+    near, far = (nl.method("hybrid_features", m=8, r=2)(nl.AttentionProblem(a, a), rng=0) for a in (x, 20 * x))
+    assert np.mean(near.op.left == 0) == 0.5
+    assert float(near.underflow_share) == 0
+    assert float(far.underflow_share) == np.mean(np.stack([far.op.left, far.op.right]) == 0) - 0.5
+    assert 0.05 < float(far.underflow_share) < 0.5
+
+
 def test_exact_at_both_ends():
     x = draw(0, 12, 4)
     method = nl.method("hybrid_features", m=1)
