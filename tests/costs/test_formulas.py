@@ -28,6 +28,11 @@ def wide():
         ("optimal_rank", {"m": 8}, 2 * n**2 * d + 22 * n**3 + 4 * n * m * d_v),
         ("random_keys", {"m": 8}, 2 * n * m * (d + d_v)),
         ("uniform", {}, 4 * n * d_v + 2 * n),
+        (
+            "nystromformer",
+            {"m": 8},
+            4 * n * m * d + 2 * m**2 * d + 4 * n * m * d_v + 2 * m**2 * d_v + 8 * m**3 * sympy.Symbol("iterations"),
+        ),
     ],
 )
 def test_matrix_products_are_those_of_the_literature(name, options, flops, square):

@@ -148,6 +148,14 @@ def test_six_steps_regularise_where_the_pseudo_inverse_explodes():
     assert abs(steps - ridge) < 0.05
 
 
+def test_measures_see_the_factors():
+    """The singular values come from factors of m columns, not from the streamed rows."""
+    P = nl.method("nystromformer", m=5)(nl.AttentionProblem(draw(0, 2, 40, 3), draw(1, 2, 30, 3)))
+    left, right = nl.linalg.low_rank_factors(P)
+    assert (left.shape, right.shape) == ((2, 40, 5), (2, 30, 5))
+    np.testing.assert_allclose(left @ np.swapaxes(right, -1, -2), P.dense(), rtol=0, atol=1e4 * EPS)
+
+
 def test_hiding_keys_is_removing_them():
     q, k, keep = draw(0, 30, 3), draw(1, 30, 3), np.arange(30) % 4 != 1
     for core in ("iteration", "ridge"):
