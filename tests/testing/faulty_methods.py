@@ -348,7 +348,7 @@ class RefusesSharpAttention(RandomKeys):
     properties = replace(RandomKeys.properties, partial=True)
 
     def __call__(self, problem, rng=None):
-        if problem.scale == 1.0:
+        if problem.scale == 1.0 and problem.d > 1:
             raise ZeroRowSumError("no key shares a feature with these queries")
         return super().__call__(problem, rng)
 
