@@ -82,6 +82,17 @@ def test_the_mean_over_draws_is_the_kernel(rule, stratified):
     assert not ratios[:, ~keep].any()
 
 
+@pytest.mark.parametrize("rule", ["uniform", *UNEQUAL])
+def test_the_mean_square_error_of_the_product_is_that_of_theory(rule):
+    """‖A V − Â V‖_F² before normalisation over 600 draws, within 4.5 standard errors of theory C6."""
+    p, m = problem(12, d=3), 6
+    A = np.exp(p.scale * p.q @ p.k.T)
+    method = nl.method("sampled_keys", m=m, probabilities=rule)
+    errors = np.asarray([np.sum((A @ p.v - kernel(method(p, rng=s)) @ p.v) ** 2) for s in range(600)])
+    promised = product_error(A, p.v, probabilities(p, rule), m)
+    assert abs(errors.mean() - promised) < 4.5 * errors.std(ddof=1) / np.sqrt(len(errors))
+
+
 def test_optimal_probabilities_have_the_least_mean_square_error_of_the_product():
     """Of P V with P exact, in closed form (theory C6), on values and keys of unequal size."""
     p = problem(40)
