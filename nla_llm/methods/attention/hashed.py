@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Reformer"]
 
+_MOST_BUCKETS = 64  # of one hash: more would make hashing as dear as attention
+
 
 @register("reformer")
 @final
@@ -28,8 +31,10 @@ class Reformer:
 
     Kitaev et al. 2020, arXiv 2001.04451, section 2: h(x) = argmax [Rx; −Rx] for Gaussian R, tokens are sorted by their
     bucket, and chunks of the sorted sequence attend to their own surroundings. Published for keys equal to queries;
-    here both are hashed as they are, by the same R (h does not depend on lengths). A chunk of ⌈m/4⌉ sorted queries, at
-    most 64, sees the m sorted keys around the middle of the bucket of its middle query, m/2 keys a bucket on average.
+    here both are hashed as they are, by the same R (h does not depend on lengths). Where it takes more than 64 buckets
+    to have m/2 keys in each on average, a bucket is a pair or triple of hashes, as in the paper's own program; the work
+    grows as n log n. A chunk of ⌈m/4⌉ sorted queries, at most 64, sees the m sorted keys around the middle of the
+    bucket of its middle query.
     With several rounds, the m keys of a query are dealt to them, each round has an R of its own, and softmax runs over
     the union: a pair that several rounds find counts once, as the published merge achieves by dividing by their number.
     Keys of one bucket keep their order, and with a border of a window inside the bucket it decides which are seen.
@@ -95,12 +100,15 @@ class Reformer:
         return [share + (i < rest) for i in range(self.rounds) if share + (i < rest)]
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
-        """Hashing of queries and keys, softmax over the pairs of all rounds, and what it takes to merge these."""
+        """Hashing of queries and keys, softmax over the pairs of all rounds, and what it takes to merge these.
+
+        The numbers of directions are those of the sizes of the problem.
+        """
         n_q, n_k, d, d_v = costs.symbols_of(problem)
         f, m, rounds = costs.formulas, costs.m, len(self.keys_of_rounds)
         hashes = costs.Operations(mul=n_q * d)
         for share in self.keys_of_rounds:
-            directions = _directions(share, problem.n_k)
+            directions = int(np.prod(_directions(share, problem.n_k)[:2]))
             hashes += costs.Operations(draw=directions * d, compare=(n_q + n_k) * directions)
             hashes += f.matmul(n_q + n_k, d, directions)
         pairs = n_q * m
@@ -131,12 +139,13 @@ class _Round(NamedTuple):
     def hashed(cls, problem: AttentionProblem, q: Array, m: int, rng: np.random.Generator) -> _Round:
         """Queries and keys sorted by the buckets of one rotation."""
         xp, n_q, n_k, device = problem.xp, problem.n_q, problem.n_k, device_of(q)
-        drawn = rng.standard_normal((_directions(m, n_k), problem.d))
-        rotation = xp.astype(from_numpy(drawn, like=q), q.dtype)
-        of_queries, of_keys = (by_heads(_bucket, x, rotation) for x in (q, problem.k))
+        hashes, directions = _directions(m, n_k)
+        drawn = rng.standard_normal((hashes, directions, problem.d))
+        rotations = xp.astype(from_numpy(drawn, like=q), q.dtype)
+        of_queries, of_keys = (by_heads(partial(_bucket, rotations), x) for x in (q, problem.k))
         visible = xp.asarray(n_k, device=device)
         if problem.key_mask is not None:  # hidden keys come last
-            last = xp.full_like(of_keys, 2 * len(drawn))
+            last = xp.full_like(of_keys, (2 * directions) ** hashes)
             of_keys = xp.where(problem.key_mask, of_keys, last)
             visible = xp.sum(xp.astype(problem.key_mask, of_keys.dtype), axis=-1)[..., None]
         order, key_order = xp.argsort(of_queries, axis=-1), xp.argsort(of_keys, axis=-1)
@@ -154,13 +163,16 @@ class _Round(NamedTuple):
         return cls(m, order[..., None, :], keys, begins, xp.argsort(key_order, axis=-1))
 
 
-def _bucket(x: Array, rotation: Array) -> Array:
-    """argmax [Rx; −Rx] of each token, (..., n)."""
-    xp = namespace(x)
-    projection = x @ xp.matrix_transpose(rotation)
-    place = xp.argmax(xp.abs(projection), axis=-1)
-    chosen = xp.take_along_axis(projection, place[..., None], axis=-1)[..., 0]
-    return xp.where(chosen < 0, place + rotation.shape[0], place)
+def _bucket(rotations: Array, x: Array) -> Array:
+    """Number of the bucket of each token, (..., n): argmax [Rx; −Rx] for each R of (hashes, directions, d)."""
+    xp, bucket = namespace(x), None
+    for i in range(rotations.shape[0]):
+        projection = x @ xp.matrix_transpose(rotations[i, ...])
+        place = xp.argmax(xp.abs(projection), axis=-1)
+        chosen = xp.take_along_axis(projection, place[..., None], axis=-1)[..., 0]
+        place = xp.where(chosen < 0, place + rotations.shape[1], place)
+        bucket = place if bucket is None else 2 * rotations.shape[1] * bucket + place
+    return bucket
 
 
 def _middle_of_buckets(buckets: Array, of_keys: Array) -> Array:
@@ -209,9 +221,14 @@ def _unsorted(a: Array, order: Array) -> Array:
     return _sorted(a, namespace(order).argsort(order, axis=-1))
 
 
-def _directions(m: int, n: int) -> int:
-    """Rows of R: twice as many buckets, each of m/2 keys on average."""
-    return -(-n // m)
+def _directions(m: int, n: int) -> tuple[int, int]:
+    """Hashes, and rows of the R of each: together buckets of m/2 keys on average, or of a few less."""
+    buckets, hashes, directions = 2 * -(-n // m), 1, 1
+    while _MOST_BUCKETS**hashes < buckets:
+        hashes += 1
+    while (2 * directions) ** hashes < buckets:
+        directions += 1
+    return hashes, directions
 
 
 def _tile(m: int) -> int:

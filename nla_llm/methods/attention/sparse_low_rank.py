@@ -126,23 +126,22 @@ class Scatterbrain:
         )
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
-        """Features; exact logits in the window; the running sums. How many keys enter these comes from the sizes."""
+        """Features; exact logits in the window; the running sums before and behind it."""
         from sympy import Symbol  # noqa: PLC0415 - SymPy loads with the first formula
 
         n_q, n_k, d, d_v = costs.symbols_of(problem)
-        tokens, window = n_q + n_k, _window(problem, self.m)
+        tokens, (pairs, flows) = n_q + n_k, _flows(problem, self.m)
         f = costs.m if self.features is None else Symbol("features")
-        ensemble, pairs = ENSEMBLES[self.directions], window.pairs
+        ensemble = ENSEMBLES[self.directions]
         drawn = ensemble.draw_cost(f, d) + ensemble.project_cost(tokens, f, d)
         norms: costs.Operations = tokens * (costs.Operations(mul=2 * d + 1) + costs.formulas.sum_of(d))
         logs = costs.Operations(add=tokens * f + n_q)
         near = costs.Operations(madd=pairs * d, compare=pairs, add=pairs + n_q, exp=pairs + n_q, mul=pairs)
-        op, far = _FarShape(f, n_q, pairs, []), costs.Operations()
-        for steps in window.passes:
-            if any(s.enters for s in steps):
-                far += _FarShape.scaling(steps, f, n_q)
-                op.passes.append(steps)
-        sums = op.apply(1) if op.passes else costs.Operations(add=pairs - n_q)
+        op, far = _Shape(f, n_q, pairs, flows), costs.Operations()
+        for flow in flows:
+            entered: costs.Operations = costs.Operations(compare=1, add=1, exp=1) * ((flow.keys + flow.steps) * f)
+            far += entered + costs.Operations(add=2 * n_q * f, compare=n_q * f, exp=n_q * f)
+        sums = op.apply(1) if flows else costs.Operations(add=pairs - n_q)
         prepare = drawn + norms + logs + near + far + sums + costs.Operations(compare=2 * n_q)
         return costs.Cost(prepare=prepare, apply=op.apply(d_v) + costs.Operations(div=n_q * d_v))
 
@@ -164,7 +163,7 @@ class _Window(NamedTuple):
 def _window(problem: AttentionProblem, m: int) -> _Window:
     """Windows of m keys around the middle of each tile, in the causal form those that end with its last query."""
     n_q, n_k = problem.n_q, problem.n_k
-    groups = row_groups(0, n_q, tile=min(TILE, -(-m // 4)))
+    groups = row_groups(0, n_q, tile=_height(m))
     starts = np.concatenate([start + tall * np.arange(tiles) for start, tiles, tall in groups])
     heights = np.concatenate([np.full(tiles, tall) for _, tiles, tall in groups])
     if problem.causal:
@@ -230,33 +229,73 @@ class _Pass(NamedTuple):
         return cls(rows, xp.concat(right_rows, axis=-2), xp.concat(decay, axis=-2), steps)
 
 
-class _FarShape(NamedTuple):
-    """Costs of the sum of tiles and running sums: f features, n_q rows, pairs in tiles, steps of each pass."""
+class _Flow(NamedTuple):
+    """One pass: the keys that enter, the steps at which any does, and the rows that read what has entered."""
+
+    keys: Any
+    steps: Any
+    rows: Any
+
+
+class _Shape(NamedTuple):
+    """Costs of the sum of tiles and running sums: f features, n_q rows, pairs in tiles, and what flows in each pass."""
 
     features: Any
     rows: Any
-    pairs: int
-    passes: list[list[Step]]
+    pairs: Any
+    flows: list[_Flow]
 
     def apply(self, width: Any) -> costs.Operations:
         """Product with an n_k × width matrix."""
         total = costs.Operations(madd=self.pairs * width)
-        for steps in self.passes:
-            entering = [i for i, step in enumerate(steps) if step.enters]
-            keys = sum(steps[i].last_key - steps[i].first_key for i in entering)
-            reading = sum(step.last_row - step.first_row for step in steps[entering[0] :])
-            update = (len(entering) - 1) * self.features * width
-            total += costs.Operations(madd=(keys + reading) * self.features * width, mul=update, add=update)
+        for flow in self.flows:
+            update = (flow.steps - 1) * self.features * width
+            total += costs.Operations(madd=(flow.keys + flow.rows) * self.features * width, mul=update, add=update)
             total += costs.Operations(add=self.rows * width)
         return total
 
-    @staticmethod
-    def scaling(steps: list[Step], f: Any, rows: Any) -> costs.Operations:
-        """Cost of :meth:`_Pass.run` and of what is made of it: the largest of each row, the left exponentials."""
-        entering = [step for step in steps if step.enters]
-        keys = sum(step.last_key - step.first_key for step in entering)
-        entered: costs.Operations = costs.Operations(compare=1, add=1, exp=1) * ((keys + len(entering)) * f)
-        return entered + costs.Operations(add=2 * rows * f, compare=rows * f, exp=rows * f)
+
+def _flows(problem: AttentionProblem, m: int) -> tuple[Any, list[_Flow]]:
+    """Pairs in the windows and what flows in each pass: formulas in n, or numbers where n_q and n_k differ."""
+    if problem.n_q == problem.n_k > m:
+        return _causal_flow(m) if problem.causal else _flows_both_ways(m)
+    window, flows = _window(problem, m), []
+    for steps in window.passes:
+        entering = [i for i, step in enumerate(steps) if step.enters]
+        if entering:
+            keys = sum(steps[i].last_key - steps[i].first_key for i in entering)
+            reading = sum(step.last_row - step.first_row for step in steps[entering[0] :])
+            flows.append(_Flow(keys, len(entering), reading))
+    return window.pairs, flows
+
+
+def _causal_flow(m: int) -> tuple[Any, list[_Flow]]:
+    """Tiles of h queries: the first to see only part of the keys before it is the one that reaches beyond key m."""
+    from sympy import Min, Mod, ceiling, floor  # noqa: PLC0415 - SymPy loads with the first formula
+
+    n, h = costs.symbols.n, _height(m)
+    tiles, full, rest = ceiling(n / h), floor(n / h), Mod(n, h)
+    first = Min(m // h, tiles - 1)
+    whole = first * h * (first * h + 1) / 2
+    pairs = whole + (full - first) * (h * (m - h) + h * (h + 1) // 2) + rest * (m - rest) + rest * (rest + 1) / 2
+    return pairs, [_Flow(n - m, tiles - first, n - first * h)]
+
+
+def _flows_both_ways(m: int) -> tuple[Any, list[_Flow]]:
+    """Windows move from the first tile whose middle lies more than m/2 keys in to the last that is m/2 from the end."""
+    from sympy import Min, ceiling  # noqa: PLC0415 - SymPy loads with the first formula
+
+    n, h = costs.symbols.n, _height(m)
+    last_tile, margin = ceiling(n / h) - 1, m // 2 - h // 2
+    first = Min(margin // h + 1, last_tile)
+    last = Min(ceiling((n - m + margin) / h), last_tile)
+    steps = last - first + 1
+    return n * m, [_Flow(n - m, steps, n - first * h), _Flow(n - m, steps, last * h)]
+
+
+def _height(m: int) -> int:
+    """Queries of a tile."""
+    return min(TILE, -(-m // 4))
 
 
 def _exp_below(log: Array, scale: Array) -> Array:
