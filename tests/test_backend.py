@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info
 from nla_llm import backend
 from nla_llm.arithmetic import counted, tally
 from nla_llm.backend import (
+    by_heads,
     eps,
     from_numpy,
     generator,
@@ -231,3 +232,17 @@ def test_the_package_imports_no_heavy_library():
     code = f"import sys, nla_llm, nla_llm.backend; print(*({heavy!r} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603 - ours
     assert run.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (3, 2, 256, 128)])
+def test_by_heads_is_the_function(shape):
+    """One array or several, small or large enough for threads, with an array that all heads share."""
+    x, shared = np.random.default_rng(0).standard_normal(shape), np.arange(shape[-1], dtype=float)
+
+    def both(a, b):
+        return a + b, np.max(a, axis=-1, keepdims=True)
+
+    np.testing.assert_array_equal(by_heads(lambda a, b: a + b, x, shared), x + shared)
+    total, top = by_heads(both, x, shared)
+    np.testing.assert_array_equal(total, x + shared)
+    np.testing.assert_array_equal(top, np.max(x, axis=-1, keepdims=True))

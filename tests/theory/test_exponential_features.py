@@ -327,3 +327,17 @@ def test_sharing_the_directions_lowers_the_variance():
         ef.hybrid_variance(mean, spread, s=one, t=one, difference=difference, m=2) for difference in (one, 0 * one)
     )
     assert shared[0] == pytest.approx(apart[0] - 2 * (0.24 - 0.05) * np.sin(0.5) ** 2, rel=1e-12)
+
+
+def test_a_weight_from_the_same_directions_is_biased():
+    """sgn(ω·x) sgn(ω·y) of the ω that also makes the features: the mean is no longer one."""
+    x, y = np.array([0.9, -0.3]), np.array([0.2, 0.8])
+    omega, w = gaussian_grid(2, step=0.05)
+    a, b = omega @ x, omega @ y
+    size, weight = (x @ x + y @ y) / 2, (np.sign(a) != np.sign(b)).astype(float)
+    positive, wave = np.exp(a + b - size - x @ y), np.exp(size - x @ y) * np.cos(a - b)
+    for part in (positive, wave):
+        assert w @ part == pytest.approx(1, rel=1e-11)
+    assert abs(w @ (weight * positive + (1 - weight) * wave) - 1) > 0.1
+    independent = w @ weight
+    assert independent * (w @ positive) + (1 - independent) * (w @ wave) == pytest.approx(1, rel=1e-11)
