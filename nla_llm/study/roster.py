@@ -77,20 +77,26 @@ METHODS = (
     Entry("sampled keys, by value norms", "sampled_keys", {"probabilities": "value_norms"}),
     Entry("KDEformer", "kdeformer"),
     Entry("HyperAttention", "hyper_attention"),
+    Entry("Thinformer", "thinformer"),
     # landmarks, columns, clusters
     Entry("Nyströmformer", "nystromformer"),
     Entry("Nyströmformer, pinv", "nystromformer", {"core": "pinv"}),
     Entry("Skyformer", "skyformer"),
+    Entry("RPCholesky", "rpcholesky"),
+    Entry("CUR", "cur_attention"),
     Entry("clustered", "clustered_attention"),
     Entry("improved clustered", "improved_clustered_attention"),
     # projections along the sequence
-    Entry("Linformer", "linformer"),
+    Entry("Linformer, Gaussian", "linformer"),
+    Entry("Linformer, means", "linformer", {"projection": "mean"}),
     Entry("Gaussian projection", "gaussian_projection", oracle="optimal rank"),
     # sparse
     Entry("sliding window", "sliding_window"),
     Entry("Longformer", "longformer"),
     Entry("BigBird", "bigbird"),
     Entry("block sparse", "block_sparse"),
+    Entry("Reformer", "reformer"),
+    Entry("Scatterbrain", "scatterbrain"),
     Entry("top-k", "top_k", oracle="sliding window"),
 )
 ROSTER = {entry.label: entry for entry in (*YARDSTICKS, *METHODS)}
