@@ -243,3 +243,34 @@ def test_memory_and_precision_at_single_precision(name):
     Q = nl.method(name, m=16)(nl.AttentionProblem(q.astype(float), q.astype(float)), rng=0)
     want = Q @ q.astype(float)
     np.testing.assert_allclose(P @ q, want, rtol=0, atol=1e4 * np.finfo(np.float32).eps * np.abs(want).max())
+
+
+# -- masks, here and in columns and clusters ---------------------------------------------------------------------------
+
+MASKED = [
+    ("nystromformer", {}),
+    ("nystromformer", {"core": "ridge"}),
+    ("skyformer", {}),
+    ("rpcholesky", {}),
+    ("cur_attention", {}),
+    ("cur_attention", {"sampling": "uniform"}),
+    ("cur_attention", {"sampling": "ridge_leverage"}),
+    ("clustered_attention", {}),
+    ("improved_clustered_attention", {"k": 4}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), MASKED, ids=str)
+def test_every_head_has_its_own_mask(name, options, xp):
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((2, 3, 23, 4)), rng.standard_normal((2, 1, 29, 4))
+    keep = rng.random((2, 1, 29)) < 0.7
+    method = nl.method(name, m=6, **options)
+    whole = method(nl.AttentionProblem(xp.asarray(q), xp.asarray(k), key_mask=xp.asarray(keep)), rng=3)
+    dense = to_numpy(whole.dense())
+    assert whole.shape == (2, 3, 23, 29)
+    for i, j in np.ndindex(2, 3):
+        alone = method(nl.AttentionProblem(q[i, j], k[i, 0], key_mask=keep[i, 0]), rng=3).dense()
+        np.testing.assert_allclose(dense[i, j], alone, rtol=0, atol=1e6 * EPS)
+        assert not dense[i, j][:, ~keep[i, 0]].any()
+        assert np.abs(dense[i, j]).max() > 0.1
