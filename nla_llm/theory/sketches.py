@@ -93,7 +93,7 @@ def product_sketch_theory(q: Array, k: Array, *, scale: float, m: int, degree: i
     def variance(pairs: Pairs) -> Matrix:
         return _draw_variance(pairs.cosine**2, pairs.overlap, degree, kind) / m
 
-    source = "Kar and Karnick 2012, arXiv 1201.6530; Wacker et al. 2022, arXiv 2202.02031; second moments derived"
+    source = "Kar and Karnick 2012, arXiv 1201.6530; Wacker, Ohana and Filippone 2022, arXiv 2202.02031; derived"
     name = f"product sketch, {kind.replace('_', ' ')} factors"
     return _homogeneous(q, k, scale, degree, variance=variance, name=name, source=source)
 
@@ -145,7 +145,7 @@ def poly_sketch_theory(q: Array, k: Array, *, scale: float, m: int, degree: int)
             lengths, product = (joint + (m - 1) * lengths**2) / m, (joint + (m - 1) * product**2) / m
         return _times_power(product, pairs, degree)
 
-    source = "Kacham, Mirrokni and Zhong 2023, arXiv 2310.01655, algorithm 1; second moments of the tree derived"
+    source = "Kacham, Mirrokni and Zhong 2023, arXiv 2310.01655; second moments of the tree derived"
     return _theory(q, k, scale, "self-tensored sketch, its mean", source, mean=mean)
 
 
@@ -166,7 +166,7 @@ def maclaurin_theory(q: Array, k: Array, *, scale: float, m: int, degree: int, s
     """
     series = _Series(check_whole("m", m), check_whole("degree", degree), stratified)
     degrees = "stratified degrees" if stratified else "independent degrees"
-    source = "Kar and Karnick 2012, arXiv 1201.6530, algorithm 1; second moment derived"
+    source = "Kar and Karnick 2012, arXiv 1201.6530; second moment derived"
     return _theory(
         q, k, scale, f"random Maclaurin features, {degrees}", source, mean=series.mean, log_variance=series.log_variance
     )

@@ -41,7 +41,7 @@ _SPARE_DEGREES = 6  # beyond log₂ m, near the largest of m degrees: one of the
 class MaclaurinFeatures:
     """φ(x)_r = (m k! p_k)^(-1/2) Π_{j≤k} w_rj·x with signs w and a random degree k = N_r, P(N = k) = p_k ∝ 2^(−k−1).
 
-    Kar and Karnick 2012, arXiv 1201.6530, algorithm 1. The mean is the power series of exp(x·y), cut after the degree
+    Kar and Karnick 2012, arXiv 1201.6530. The mean is the power series of exp(x·y), cut after the degree
     D = ⌈log₂ m⌉ + 6, which m features hardly ever reach: without the cut the estimate would be unbiased, but no bounded
     amount of work would do. The second moment of one feature is 2 I₀(2√(2η)) with η = N + 2(α − σ),
     N = |x|²|y|², α = (x·y)², σ = Σ x_l² y_l²: far above exp(2 x·y) wherever |x||y| is large, and largest for opposite
@@ -55,8 +55,8 @@ class MaclaurinFeatures:
     m
         Number of features.
     stratified
-        Draw the degree of feature i from the i-th of m equal parts of the law of degrees. The mean is the same and the
-        variance smaller; there are at most ⌈m/2^k⌉ features of degree k or more, so that m + O(log m) linear forms are
+        Draw the degree of feature i from the i-th of m equal parts of its law, which is not in the paper. The mean is
+        the same and the variance smaller; there are at most ⌈m/2^k⌉ features of degree k or more, so that m + O(log m) linear forms are
         computed instead of m D. Independent degrees use m of these in the mean; the others are counted in the cost,
         since it may not depend on the draw, though NumPy's path leaves them out.
 

@@ -201,7 +201,7 @@ class ProductSketch(PolynomialSketch):
     """φ(x)_r = m^(-1/2) Π_{j≤p} w_rj·x with independent random vectors: E φ(x)·φ(y) = (x·y)^p.
 
     Kar and Karnick 2012, arXiv 1201.6530; complex vectors, of which real and imaginary parts become two features, by
-    Wacker, Kanagawa and Filippone 2022, arXiv 2202.02031. The variance is known in closed form for every kind
+    Wacker, Ohana and Filippone 2022, arXiv 2202.02031. The variance is known in closed form for every kind
     (:func:`~nla_llm.theory.sketches.product_sketch_theory`) and grows as 3^p for real vectors and parallel x and y.
 
     Parameters
@@ -337,10 +337,10 @@ class TensorSketch(PolynomialSketch):
 class PolySketch(PolynomialSketch):
     """The sketch of PolySketchFormer: S² for a sketch S of degree p/2, so that no entry is negative.
 
-    Kacham, Mirrokni and Zhong 2023, arXiv 2310.01655, algorithm 1. S is a binary tree: a node of degree t multiplies
+    Kacham, Mirrokni and Zhong 2023, arXiv 2310.01655. S is a binary tree: a node of degree t multiplies
     Gaussian projections of two sketches of degree t/2, φ_t = m^(-1/2) (G φ_{t/2}) ∘ (G' φ'_{t/2}), and φ₁(x) = x. The
-    features φ ⊗ φ are symmetric, so half of them are enough: m(m + 1)/2. The published method normalises queries and
-    keys by layers before, and may learn the projections; neither is done here.
+    features φ ⊗ φ are symmetric, so half of them are enough: m(m + 1)/2. The published network also normalises queries
+    and keys by layers, may learn the projections, and has exact weights in local blocks; none of it is done here.
 
     Biased: the mean of the kernel is (x·y)^p + Var S, known in closed form
     (:func:`~nla_llm.theory.sketches.poly_sketch_theory`). The bias falls as 1/m, and it is a floor: orthogonal vectors,
