@@ -194,6 +194,16 @@ def test_the_backend_takes_it_for_an_array_of_its_own_kind():
     assert from_numpy(B, like=x, dtype=namespace(x).float32).dtype == np.float32
 
 
+def test_a_buffer_is_filled_without_counting():
+    buffer = counted(np.zeros((2, 3)))
+    with tally() as t:
+        buffer[..., 1, :] = counted(A[0, :3])
+    assert operations(t) == {}
+    assert np.array_equal(buffer.array, [[0, 0, 0], A[0, :3]])
+    with pytest.raises(NotImplementedError, match="live"):
+        buffer[0, :] = namespace(buffer).tril(counted(B[:, :3]))[0, :]
+
+
 def test_scalars_come_out():
     x = counted(np.asarray(2.5))
     assert float(x) == 2.5

@@ -52,6 +52,7 @@ ROWS = {
     "linalg.svd": (lambda xp, w: xp.linalg.svd(w(A), full_matrices=False)[1], {"madd": 7 * 4 * 9 + 4 * 27}),
     "linalg.svdvals": (lambda xp, w: xp.linalg.svdvals(w(S)), {"madd": 120}),
     "linalg.eigh": (lambda xp, w: xp.linalg.eigh(w(S))[0], {"madd": 290}),
+    "linalg.solve": (lambda xp, w: xp.linalg.solve(w(S + np.eye(4)), w(A.T)), {"madd": 20 + 48}),
     "linalg.vector_norm": (lambda xp, w: xp.linalg.vector_norm(w(A), axis=-1), {"madd": 12, "sqrt": 3}),
     "linalg.vector_norm inf": (lambda xp, w: xp.linalg.vector_norm(w(A), axis=-1, ord=np.inf), {"compare": 9}),
     "linalg.diagonal": (lambda xp, w: xp.linalg.diagonal(w(S)), {}),
