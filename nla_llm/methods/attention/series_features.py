@@ -17,7 +17,7 @@ import numpy as np
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, is_numpy, namespace
 from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
-from nla_llm.methods.attention.sketches import draw_vectors, inputs_cost, scaled_inputs, unit_rows
+from nla_llm.methods.attention.products import draw_vectors, inputs_cost, scaled_inputs, unit_rows
 from nla_llm.methods.registry import Properties, register, require, whole_number
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class MaclaurinFeatures:
         Number of features.
     stratified
         Draw the degree of feature i from the i-th of m equal parts of its law, which is not in the paper. The mean is
-        the same and the variance smaller; there are at most ⌈m/2^k⌉ features of degree k or more, so that m + O(log m) linear forms are
-        computed instead of m D. Independent degrees use m of these in the mean; the others are counted in the cost,
-        since it may not depend on the draw, though NumPy's path leaves them out.
+        the same and the variance smaller; there are at most ⌈m/2^k⌉ features of degree k or more, so that m + O(log m)
+        linear forms are computed instead of m D. Independent degrees use m of these in the mean; the others are counted
+        in the cost, since it may not depend on the draw, though NumPy's path leaves them out.
 
     Examples
     --------

@@ -6,7 +6,7 @@ from scipy.special import logsumexp
 
 import nla_llm as nl
 from nla_llm.backend import to_numpy
-from nla_llm.methods.attention.sketches import KINDS, draw_vectors, unit_rows
+from nla_llm.methods.attention.products import KINDS, draw_vectors
 from nla_llm.operators import ZeroRowSumError
 
 EPS = np.finfo(np.float64).eps
@@ -168,13 +168,6 @@ def test_negative_row_sums_are_counted_and_not_clamped():
 # -- zeros and sizes ---------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_unit_length():
-    x = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, -2.0]])
-    unit, log = unit_rows(x)
-    np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [0, -1]], rtol=1e-15)
-    np.testing.assert_allclose(log[:, 0], [np.log(5), 0, np.log(2)], rtol=1e-15)
-
-
 @pytest.mark.parametrize(("name", "options"), SKETCHES[::4], ids=str)
 def test_zeros(name, options):
     """A key of zeros has no weight, whatever the others are; a query of zeros has no weights to be normalised."""
@@ -236,13 +229,3 @@ def test_bad_arguments(name, options, sentence):
 def test_windows_are_refused():
     with pytest.raises(ValueError, match="no form with window"):
         nl.method("tensor_sketch", m=3)(nl.AttentionProblem(draw(0, 5, 2), draw(1, 5, 2), window=2), rng=0)
-
-
-def test_vectors_have_mean_zero_and_unit_variance():
-    for kind in KINDS:
-        parts = draw_vectors(kind, (20_000,), np.random.default_rng(0), like=np.zeros(1))
-        z = parts[0] + (1j * parts[1] if len(parts) == 2 else 0)
-        assert abs(np.mean(z)) < 4 / np.sqrt(20_000)
-        assert abs(np.mean(np.abs(z) ** 2) - 1) < 4 * np.sqrt(2 / 20_000)
-        if kind.startswith("complex"):
-            assert abs(np.mean(z**2)) < 4 * np.sqrt(2 / 20_000)
