@@ -200,11 +200,12 @@ def parallel(function: Callable[[Any], Any], tasks: Iterable[Any], *, threads: i
         return list(pool.map(function, tasks))
 
 
-def by_heads(function: Callable[..., Any], *arrays: Array) -> Any:
+def by_heads(function: Callable[..., Any], *arrays: Array, overwrite: bool = False) -> Any:
     """``function(*arrays)``, on NumPy head by head from threads, for a function that treats heads independently.
 
     The arrays are (heads, ..., rows, columns); one whose leading axis is 1 or absent goes whole to every head. The
-    function returns an array or a tuple of arrays. Working head by head also keeps temporaries in the cache, where
+    function returns an array or a tuple of arrays; with ``overwrite`` the first of them is the first argument, which it
+    has changed in place. Working head by head also keeps temporaries in the cache, where
     whole arrays would fault fresh pages in at every step.
 
     Examples
@@ -228,9 +229,11 @@ def by_heads(function: Callable[..., Any], *arrays: Array) -> Any:
         with lock:
             if not out:
                 several = isinstance(result, tuple)
-                out.extend(np.empty((heads, *part.shape[1:]), part.dtype) for part in parts)
+                out.extend(arrays[:1] if overwrite else ())
+                out.extend(np.empty((heads, *part.shape[1:]), part.dtype) for part in parts[len(out) :])
         for whole, part in zip(out, parts, strict=True):
-            whole[i] = part[0]
+            if part.ctypes.data != whole[i : i + 1].ctypes.data:
+                whole[i] = part[0]
 
     parallel(head, range(heads))
     return tuple(out) if several else out[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 import numpy as np
@@ -20,6 +21,8 @@ from nla_llm.methods.registry import Properties, register, require
 from nla_llm.operators import CausalLowRank, LowRank, RowNormalised
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
 
@@ -98,14 +101,15 @@ def kernel_attention(
     log_factor: float = 0.0,
     nonnegative: bool = False,
     chunk: int = CHUNK,
+    overwrite: bool = False,
 ) -> RowNormalised:
     """diag(Â 1)⁻¹ Â for Â = exp(log_factor) φ(q) φ(k)ᵀ, its lower triangle where the problem is causal.
 
     Masked keys are removed from numerator and denominator alike. The operator's ``underflow_share`` tells which share
-    of the exponentials has vanished.
+    of the exponentials has vanished. With ``overwrite`` the logs of the features may be overwritten.
     """
     keys = keys.hide(problem.key_mask)
-    scaled = _scale_causal(queries, keys, chunk) if problem.causal else _scale(queries, keys)
+    scaled = _scale_causal(queries, keys, chunk) if problem.causal else _scale(queries, keys, overwrite)
     left, right = queries.times(scaled.queries), keys.times(scaled.keys)
     op: CausalLowRank | LowRank
     if problem.causal:
@@ -119,7 +123,7 @@ def kernel_attention(
     )
 
 
-def _scale(queries: Features, keys: Features) -> _Scaled:
+def _scale(queries: Features, keys: Features, overwrite: bool) -> _Scaled:
     """The largest log of each feature moves from the keys to the queries, that of a query to the scale of its row."""
     if keys.log is None:
         if keys.row is None:
@@ -127,25 +131,33 @@ def _scale(queries: Features, keys: Features) -> _Scaled:
         xp = namespace(keys.row)
         top = xp.max(keys.row, axis=-2, keepdims=True)
         return _Scaled(None, xp.exp(keys.row - top), queries.row + top)
-    exp_k, top = by_heads(_exp_below_maximum_of_columns, keys.log, *(() if keys.row is None else (keys.row,)))
+    exp_k, top = _in_place(_exp_below_maximum_of_columns, keys.log, keys.row, overwrite)
     weights = top if keys.column is None else top + keys.column
-    exp_q, row_scale = by_heads(_exp_below_maximum_of_rows, queries.log, weights)
+    exp_q, row_scale = _in_place(_exp_below_maximum_of_rows, queries.log, weights, overwrite)
     return _Scaled(exp_q, exp_k, row_scale if queries.row is None else row_scale + queries.row)
 
 
-def _exp_below_maximum_of_columns(log: Array, row: Array | None = None) -> tuple[Array, Array]:
-    xp = namespace(log)
-    if row is None:
-        top = xp.max(log, axis=-2, keepdims=True)
-        return _exp_of_fresh(log - _finite(top)), top
-    log = log + row
-    top = xp.max(log, axis=-2, keepdims=True)
+def _in_place(function: Callable[..., Any], log: Array, other: Array | None, overwrite: bool) -> Any:
+    """``function`` of a log that it overwrites, or of log + other in a new array."""
+    if other is None:
+        return by_heads(function, log if overwrite else namespace(log).asarray(log, copy=True), overwrite=True)
+    if overwrite and np.broadcast_shapes(log.shape, other.shape) == log.shape:
+        return by_heads(partial(_after_adding, function), log, other, overwrite=True)
+    return by_heads(lambda a, b: function(a + b), log, other)
+
+
+def _after_adding(function: Callable[..., Any], log: Array, other: Array) -> Any:
+    log += other
+    return function(log)
+
+
+def _exp_below_maximum_of_columns(log: Array) -> tuple[Array, Array]:
+    top = namespace(log).max(log, axis=-2, keepdims=True)
     log -= _finite(top)
     return _exp_of_fresh(log), top
 
 
-def _exp_below_maximum_of_rows(log: Array, weights: Array) -> tuple[Array, Array]:
-    log = log + weights
+def _exp_below_maximum_of_rows(log: Array) -> tuple[Array, Array]:
     top = _finite(namespace(log).max(log, axis=-1, keepdims=True))
     log -= top
     return _exp_of_fresh(log), top

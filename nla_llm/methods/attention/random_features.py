@@ -90,6 +90,7 @@ class RandomFeatures(ABC):
             keys,
             log_factor=self.log_factor,
             nonnegative=self.properties.nonnegative,
+            overwrite=True,
         )
 
     @property

@@ -427,3 +427,24 @@ def test_only_exponentials_underflow(xp):
     for method in (nl.method("relu_features"), nl.method("elu_features"), nl.method("trigonometric_features", m=3)):
         np.testing.assert_array_equal(to_numpy(method(problem, rng=0).underflow_share), np.zeros((2, 3)))
     assert nl.method("trigonometric_features", m=3)(problem, rng=0).underflow_share.shape == (2, 3)
+
+
+@pytest.mark.parametrize("row", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("heads_q", [(2,), (1,), ()])
+def test_logs_are_overwritten_only_where_that_is_allowed(heads_q, causal, row, xp):
+    """Also where the queries have fewer heads than the keys, so that their logs have no room for the result."""
+    n, m = 300, 120  # large enough for threads
+    log_q, log_k = draw(0, *heads_q, n, m), draw(1, 2, n, m)
+    rows = [draw(s, *a.shape[:-1], 1) if row else None for s, a in ((2, log_q), (3, log_k))]
+    problem = nl.AttentionProblem(draw(4, n, 2), draw(5, 2, n, 2), causal=causal).map(xp.asarray)
+
+    def attention(overwrite):
+        logs = [xp.asarray(a, copy=True) for a in (log_q, log_k)]
+        parts = [Features(log=a, row=None if r is None else xp.asarray(r)) for a, r in zip(logs, rows, strict=True)]
+        return logs, to_numpy(kernel_attention(problem, *parts, overwrite=overwrite).dense())
+
+    kept, want = attention(False)
+    np.testing.assert_array_equal(to_numpy(kept[0]), log_q)
+    np.testing.assert_array_equal(to_numpy(kept[1]), log_k)
+    np.testing.assert_array_equal(attention(True)[1], want)
