@@ -68,6 +68,7 @@ ROWS = (
     Row("sderf_features", {"m": 16}),
     Row("sderf_features", {"m": 16, "orthogonal": True, "recentre": True}),
     Row("hybrid_features", {"m": 16}),
+    Row("hybrid_features", {"m": 16, "weight": "gaussian", "width": 0.7}),
     # series features
     Row("maclaurin_features", {"m": 16}),
     Row("maclaurin_features", {"m": 16, "stratified": True}),
@@ -119,6 +120,7 @@ ROWS = (
     Row("cur_attention", {"m": 8}),
     Row("cur_attention", {"m": 8, "sampling": "uniform"}),
     Row("cur_attention", {"m": 8, "sampling": "ridge_leverage"}),
+    Row("cur_attention", {"m": 8, "core": "optimal"}),
     # clustered
     Row("clustered_attention", {"m": 8}),
     Row("improved_clustered_attention", {"m": 8, "k": 5}),

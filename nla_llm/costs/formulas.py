@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CausalLowRankShape",
     "LowRankShape",
-    "eigh",
     "bisections",
+    "eigh",
     "exact_attention",
     "hadamard_directions",
     "hadamard_projection",
@@ -32,16 +32,17 @@ __all__ = [
     "merge_sort",
     "norm_product",
     "orthogonal_directions",
-    "pseudo_inverse",
-    "ridge_inverse",
     "pairs_inside_segments",
+    "pseudo_inverse",
+    "qr",
+    "ridge_inverse",
     "row_normalised",
     "segment_slots",
     "simplex_directions",
     "softmax_product",
-    "solve",
     "softmax_rows",
     "softmax_weights",
+    "solve",
     "sum_of",
     "svd",
     "walsh_hadamard",
@@ -106,6 +107,11 @@ def svd(rows: Expr, columns: Expr) -> Operations:
 def eigh(order: Expr) -> Operations:
     """Eigenvalues and eigenvectors of a symmetric matrix, 9n³ operations (Golub and Van Loan, section 8.3)."""
     return Operations(madd=factorisations.eigh(order))
+
+
+def qr(rows: Expr, columns: Expr) -> Operations:
+    """Thin QR factorisation, rows >= columns (Golub and Van Loan, section 5.2.2)."""
+    return Operations(madd=factorisations.qr(rows, columns))
 
 
 def solve(order: Expr, columns: Expr) -> Operations:

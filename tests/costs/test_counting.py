@@ -94,7 +94,13 @@ def test_a_counted_run_has_the_values_of_the_plain_run(method, causal):
     plain = method(problem, 0)
     wrapped = problem.map(counted)
     values = (method(wrapped, 0) @ wrapped.v).array
-    if not (causal or streamed(plain) or structured(method) or method.name == "gaussian_projection"):  # streamed rows
+    if not (
+        causal
+        or streamed(plain)
+        or getattr(method, "core", "") == "optimal"
+        or structured(method)
+        or method.name == "gaussian_projection"
+    ):  # streamed rows
         assert np.array_equal(values, plain @ problem.v)
         return
     # The features are the same numbers; sums of fewer than 70 · 32 products, then divided, may differ in their order.
@@ -109,9 +115,16 @@ def structured(method):
 
 def streamed(op):
     """Whether exact softmax rows are among the factors."""
-    parts = [*getattr(op, "factors", ()), *getattr(op, "parts", ()), getattr(op, "left", None), getattr(op, "right", None)]
+    parts = [
+        *getattr(op, "factors", ()),
+        *getattr(op, "parts", ()),
+        getattr(op, "left", None),
+        getattr(op, "right", None),
+    ]
     parts += [*getattr(op, "terms", ()), getattr(op, "op", None)]
-    return isinstance(op, SoftmaxAttention | TiledSparse) or any(streamed(part) for part in parts if isinstance(part, Operator))
+    return isinstance(op, SoftmaxAttention | TiledSparse) or any(
+        streamed(part) for part in parts if isinstance(part, Operator)
+    )
 
 
 def magnitude(op):

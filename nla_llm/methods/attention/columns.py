@@ -19,7 +19,7 @@ from nla_llm.methods.attention.kernel import Features, kernel_attention, kernel_
 from nla_llm.methods.attention.landmarks import ILL_CONDITIONED, positive
 from nla_llm.methods.attention.leverage import hidden_last, leverage, ridge_leverage, ring, sample_cost
 from nla_llm.methods.registry import Properties, register, require, whole_number
-from nla_llm.operators import Dense, RowNormalised, Selection, Skeleton
+from nla_llm.operators import Dense, Operator, RowNormalised, Selection, Skeleton, SoftmaxAttention
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CURAttention", "RPCholesky", "random_pivots"]
 
+CORES = ("ridge", "pinv", "optimal")
 SAMPLINGS = ("uniform", "leverage", "ridge_leverage")
 _SINGULAR = {**ILL_CONDITIONED, "row_sums": "the sums of rows that nearly cancel lose digits"}
 
@@ -222,9 +223,9 @@ def pivot_features(x: Array, pivots: Array, inverse: Array) -> Features:
 class CURAttention:
     """Kernel exp(logits) ≈ C U R from m sampled keys (C), m sampled queries (R) and U ≈ W⁺, then division by row sums.
 
-    W is the intersection of C and R. Rows of C are scaled by their largest entry, rows of R and W by that of R. The
-    optimal core C⁺ A R⁺ needs all entries of A, so there is none here. Samples are drawn without replacement with
-    probabilities proportional to scores, from one exponential clock for each place, the same in all heads.
+    W is the intersection of C and R. Rows of C are scaled by their largest entry, rows of R and W by that of R.
+    Samples are drawn without replacement with probabilities proportional to scores, from one exponential clock for each
+    place, the same in all heads.
 
     Mahoney and Drineas 2009 (CUR by leverage scores); Musco and Musco 2017, arXiv 1605.07583 (ridge leverage scores
     from sampled landmarks). The operator is a :class:`~nla_llm.operators.Skeleton` divided by its row sums; its ``op``
@@ -241,7 +242,8 @@ class CURAttention:
     core
         'ridge': (WᵀW + λI)⁻¹Wᵀ with λ = ridge ‖W‖₁ ‖W‖_∞; what λ hides stays hidden as m grows. 'pinv': the
         pseudo-inverse in float64, whose large entries multiply what C and R cannot represent: errors of 10 to 100
-        times the matrix are usual.
+        times the matrix are usual. 'optimal': columns and rows of softmax attention P itself with U = C⁺ P R⁺, which
+        needs all entries of P, O(n_q n_k (d + m)), and no division: what the chosen keys and queries could give.
     ridge
         See ``core``.
 
@@ -268,25 +270,28 @@ class CURAttention:
 
     def __post_init__(self) -> None:
         whole_number("m", self.m)
-        for name, value, known in (("sampling", self.sampling, SAMPLINGS), ("core", self.core, ("ridge", "pinv"))):
+        for name, value, known in (("sampling", self.sampling, SAMPLINGS), ("core", self.core, CORES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         positive("ridge", self.ridge)
-        if self.core == "pinv":
-            object.__setattr__(
-                self,
-                "properties",
-                replace(type(self).properties, converges=True, shift_invariant=False, exceptions=_SINGULAR),
-            )
+        promised = {
+            "ridge": {},
+            "pinv": {"converges": True, "shift_invariant": False, "exceptions": _SINGULAR},
+            "optimal": {"converges": True, "row_stochastic": False, "partial": False},
+        }[self.core]
+        object.__setattr__(self, "properties", replace(type(self).properties, **promised))  # type: ignore[arg-type]
 
-    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> RowNormalised:
-        """Operator of rank m, normalised by rows; C and R are held, n × m each."""
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
+        """Operator of rank m, normalised by rows but for the optimal core; C and R are held, n × m each."""
         require(self, problem)
         _enough_on_both_sides(self.m, problem)
         xp, draws = problem.xp, generator(rng)
         x, y = kernel_inputs(problem)
-        rows = self._sample(x, None, draws).gather(x)
-        columns = self._sample(y, problem.key_mask, draws).gather(y)
+        some_queries = self._sample(x, None, draws)
+        some_keys = self._sample(y, problem.key_mask, draws)
+        if self.core == "optimal":
+            return _optimal(problem, some_queries, some_keys)
+        rows, columns = some_queries.gather(x), some_keys.gather(y)
         left, row_scale = _below_maximum(x @ xp.matrix_transpose(columns))
         log_right = rows @ xp.matrix_transpose(y)
         if problem.key_mask is not None:
@@ -327,6 +332,8 @@ class CURAttention:
         m, f, count = costs.m, costs.formulas, costs.Operations
         samples = count(mul=(n_q + n_k) * d) + sample_cost(self.sampling, n_q, d, masked=False)
         samples += sample_cost(self.sampling, n_k, d, masked=problem.key_mask is not None)
+        if self.core == "optimal":
+            return costs.Cost(prepare=samples) + _optimal_cost(problem)
         factors = f.matmul(n_q + n_k + m, d, m) + f.maximum_of(m, times=n_q) + f.maximum_of(n_k, times=m)
         factors += count(add=1, exp=1) * ((n_q + n_k + m) * m)
         inverse = f.pseudo_inverse(m, m)
@@ -336,6 +343,36 @@ class CURAttention:
         sums += f.matmul(n_q, m, 1) + count(compare=2 * n_q)
         products = f.matmul(m, n_k, d_v) + f.matmul(m, m, d_v) + f.matmul(n_q, m, d_v) + count(div=n_q * d_v)
         return costs.Cost(prepare=samples + factors + inverse + sums, apply=products)
+
+
+def _optimal(problem: AttentionProblem, some_queries: Selection, some_keys: Selection) -> Skeleton:
+    """P between the projections on the sampled columns and on the sampled rows, in float64."""
+    xp, scale, mask = problem.xp, problem.scale, problem.key_mask
+    q, k = (xp.astype(x, xp.float64, copy=False) for x in (problem.q, problem.k))
+    exact = SoftmaxAttention(q, k, scale=scale, key_mask=mask)
+    rows = SoftmaxAttention(some_queries.gather(q), k, scale=scale, key_mask=mask).dense()
+    row_basis = xp.linalg.qr(xp.matrix_transpose(rows))[0]
+    if mask is not None:  # dependent rows leave directions open, which must not point at hidden keys
+        row_basis = xp.where(mask[..., None], row_basis, xp.zeros_like(row_basis))
+    product = exact @ row_basis
+    shift, total = exact.normaliser
+    logits = (scale * q) @ xp.matrix_transpose(some_keys.gather(k))
+    columns = xp.exp(logits - shift[..., None]) / total[..., None]
+    column_basis = xp.linalg.qr(columns)[0]
+    core = xp.matrix_transpose(column_basis) @ product
+    right = Dense(xp.matrix_transpose(row_basis))
+    return Skeleton(Dense(column_basis), core, right, intersection=some_queries.gather(columns))
+
+
+def _optimal_cost(problem: AttentionProblem) -> costs.Cost:
+    """Exact rows, one exact product, exact columns; two QR factorisations; then a product of rank m."""
+    n_q, n_k, d, d_v = costs.symbols_of(problem)
+    m, f, count, pairs = costs.m, costs.formulas, costs.Operations, costs.symbols.visible_pairs(problem)
+    rows = f.softmax_rows(m, m * pairs / n_q, d) + count(div=m * pairs / n_q) + f.qr(n_k, m)
+    product = f.softmax_product(n_q, pairs, d, m)
+    columns = count(mul=n_q * d) + f.matmul(n_q, d, m) + count(add=1, exp=1, div=1) * (n_q * m) + f.qr(n_q, m)
+    apply = f.matmul(m, n_k, d_v) + f.matmul(m, m, d_v) + f.matmul(n_q, m, d_v)
+    return costs.Cost(prepare=rows + product + columns + f.matmul(m, n_q, m), apply=apply)
 
 
 def _below_maximum(log: Array) -> tuple[Array, Array]:

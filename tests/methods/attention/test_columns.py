@@ -144,7 +144,7 @@ def test_sharp_logits_stay_finite(balance, dtype):
         ("rpcholesky", {"m": 4, "balance": 2.0}, "balance must be a number between 0 and 1"),
         ("rpcholesky", {"m": 0}, "m must be"),
         ("cur_attention", {"m": 4, "sampling": "best"}, "sampling must be one of uniform"),
-        ("cur_attention", {"m": 4, "core": "optimal"}, "core must be one of ridge"),
+        ("cur_attention", {"m": 4, "core": "best"}, "core must be one of ridge"),
         ("cur_attention", {"m": 4, "ridge": float("nan")}, "ridge must be a positive"),
     ],
 )
@@ -211,3 +211,25 @@ def test_ridge_tames_what_the_pseudo_inverse_does_to_isotropic_data():
 
     assert error("ridge") < 0.8 * np.linalg.norm(exact)
     assert error("pinv") > 3 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_optimal_core_is_the_best_for_its_rows_and_columns(masked, xp):
+    """The sampled columns and rows are those of P that lie in the spans of the factors."""
+    q, k, keep = draw(0, 14, 3), draw(1, 11, 3), np.arange(11) % 4 != 1
+    mask = keep if masked else None
+    exact = nl.AttentionProblem(q, k, key_mask=mask).exact().dense()
+    problem = nl.AttentionProblem(xp.asarray(q), xp.asarray(k), key_mask=None if mask is None else xp.asarray(mask))
+    P = nl.method("cur_attention", m=4, core="optimal")(problem, rng=1)
+    left, right = to_numpy(P.left.dense()), to_numpy(P.right.dense()).T
+    outside = np.linalg.norm(exact - left @ (left.T @ exact), axis=0)
+    columns = [j for j in np.flatnonzero(outside < 1e-10) if mask is None or mask[j]]
+    rows = np.flatnonzero(np.linalg.norm(exact.T - right @ (right.T @ exact.T), axis=0) < 1e-10)
+    assert len(columns) == len(rows) == 4
+    c, r = exact[:, columns], exact[rows]
+    got = to_numpy(P.dense())
+    np.testing.assert_allclose(got, c @ (np.linalg.pinv(c) @ exact @ np.linalg.pinv(r)) @ r, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(to_numpy(P.intersection), exact[np.ix_(rows, columns)], rtol=0, atol=100 * EPS)
+    floor = np.sqrt((np.linalg.svd(exact, compute_uv=False)[4:] ** 2).sum())
+    from_intersection = c @ np.linalg.pinv(exact[np.ix_(rows, columns)]) @ r
+    assert floor < np.linalg.norm(got - exact) < np.linalg.norm(from_intersection - exact)
