@@ -64,6 +64,7 @@ METHODS = (
     Entry("hybrid", "hybrid_features"),
     # series and sketches
     Entry("random Maclaurin", "maclaurin_features"),
+    Entry("random Maclaurin, stratified", "maclaurin_features", {"stratified": True}),
     Entry("Poisson", "poisson_features"),
     Entry("product sketch, degree 2", "product_sketch", {"degree": 2}),
     Entry("TensorSketch, degree 2", "tensor_sketch", {"degree": 2}),
