@@ -25,10 +25,14 @@ from nla_llm.methods.attention.random_features import RandomFeatures, half_squar
 from nla_llm.methods.registry import register
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import numpy as np
 
     from nla_llm.problems import AttentionProblem
     from nla_llm.theory import Theory
+
+    Rng: TypeAlias = np.random.Generator | None
 
 __all__ = ["GerfFeatures", "PhaseFeatures", "SaderfFeatures", "SderfFeatures"]
 
@@ -63,13 +67,7 @@ class PhaseFeatures(RandomFeatures):
         return log(2 / self.m)
 
     def feature_pair(
-        self,
-        x: Array,
-        y: Array,
-        omega: Directions,
-        *,
-        mask: Array | None = None,
-        rng: np.random.Generator | None = None,
+        self, x: Array, y: Array, omega: Directions, *, mask: Array | None = None, rng: Rng = None
     ) -> tuple[Features, Features]:
         """A cosine for each direction, with the norm as a logarithmic scale of the row."""
         del mask
@@ -132,13 +130,7 @@ class _OneRho(RandomFeatures):
         """Queries and keys with the same inner products, for which ρ is chosen."""
 
     def feature_pair(
-        self,
-        x: Array,
-        y: Array,
-        omega: Directions,
-        *,
-        mask: Array | None = None,
-        rng: np.random.Generator | None = None,
+        self, x: Array, y: Array, omega: Directions, *, mask: Array | None = None, rng: Rng = None
     ) -> tuple[Features, Features]:
         """One exponential for each direction."""
         del rng
@@ -301,13 +293,7 @@ class SderfFeatures(RandomFeatures):
     )
 
     def feature_pair(
-        self,
-        x: Array,
-        y: Array,
-        omega: Directions,
-        *,
-        mask: Array | None = None,
-        rng: np.random.Generator | None = None,
+        self, x: Array, y: Array, omega: Directions, *, mask: Array | None = None, rng: Rng = None
     ) -> tuple[Features, Features]:
         """One exponential for each direction."""
         del rng
