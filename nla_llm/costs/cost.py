@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 
+from nla_llm.costs.evaluation import evaluate
 from nla_llm.costs.symbols import values as values_of
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ class Cost:
         >>> exact_attention(problem).at(problem).matmuls()
         128
         """
-        whole = self.subs(values_of(problem, method)).subs(hyperparameters)
+        known = hyperparameters | {symbol.name: value for symbol, value in values_of(problem, method).items()}
+        whole = self.map(lambda x: evaluate(x, known))
         missing = sorted(map(str, whole.free_symbols))
         if missing:
             raise ValueError(f"no value for {', '.join(missing)}; pass the method, or {missing[0]}=... by name")

@@ -89,7 +89,7 @@ def segment_slots(n: Expr, m: Expr, windows: Expr) -> Expr:
 
 
 def pairs_inside_segments(n_q: Expr, n_k: Expr, m: Expr, *, causal: bool = False) -> Expr:
-    """Pairs of a query and a key of segments of the same number: m segments of ⌊n/m⌋ tokens, the last n mod m of one more."""
+    """Pairs of a query and a key in segments of one number: m segments of ⌊n/m⌋ tokens, the last n mod m one longer."""
     length_q, length_k = sympy.floor(n_q / m), sympy.floor(n_k / m)
     longer_q, longer_k = sympy.Mod(n_q, m), sympy.Mod(n_k, m)
     if causal:
@@ -121,13 +121,15 @@ def solve(order: Expr, columns: Expr) -> Operations:
 
 def norm_product(order: Expr) -> Operations:
     """Costs of :func:`nla_llm.linalg.inverses.norm_product`: sums of columns and rows, their maxima, one product."""
-    return 2 * (sum_of(order, times=order) + maximum_of(order)) + Operations(mul=1)
+    norms: Operations = 2 * (sum_of(order, times=order) + maximum_of(order))
+    return norms + Operations(mul=1)
 
 
 def iterated_inverse(order: Expr, iterations: Expr) -> Operations:
     """Costs of :func:`nla_llm.linalg.inverses.iterated_inverse` from its first Z: four products a step."""
     step = 4 * matmul(order, order, order) + Operations(add=3 * order**2, mul=order**2)
-    return iterations * step + Operations(mul=3 * order**2)
+    steps: Operations = iterations * step
+    return steps + Operations(mul=3 * order**2)
 
 
 def pseudo_inverse(rows: Expr, columns: Expr) -> Operations:
@@ -153,7 +155,7 @@ def orthogonal_directions(m: Expr, d: Expr, *, fixed_norms: bool = False) -> Ope
 
 def simplex_directions(m: Expr, d: Expr) -> Operations:
     """m directions in regular simplices of d: orthogonal ones, less the share of their centre, and one factor more."""
-    centring = Operations(add=d * (d - 1) + d**2, mul=d) * sympy.ceiling(m / d)
+    centring: Operations = Operations(add=d * (d - 1) + d**2, mul=d) * sympy.ceiling(m / d)
     return orthogonal_directions(m, d) + centring + Operations(mul=m)
 
 
