@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from nla_llm import backend
 from nla_llm.arithmetic import counted, tally
@@ -30,6 +30,7 @@ from nla_llm.backend import (
     thread_count,
     to_numpy,
 )
+from nla_llm.operators import CausalLowRank, _chunked
 
 MATRIX = np.arange(6.0).reshape(2, 3) - 2
 
@@ -205,13 +206,43 @@ def test_the_first_exception_is_raised_again(threads):
         parallel(fail, range(6), threads=threads)
 
 
-def test_blas_is_held_to_one_thread_and_released():
-    def blas_threads(_=None):
-        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+def blas_threads(_=None):
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
-    before = blas_threads()
-    assert parallel(blas_threads, range(2), threads=2) == [{1}, {1}]
-    assert blas_threads() == before
+
+@pytest.fixture
+def two_blas_threads():
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        assert before == {2}
+        yield
+        assert blas_threads() == before
+
+
+@pytest.mark.parametrize(("tasks", "threads"), [(2, 2), (1, 2), (2, 1), (1, None)])
+@pytest.mark.usefixtures("two_blas_threads")
+def test_blas_is_held_to_one_thread_and_released(tasks, threads):
+    """Beside a single task too: threads of BLAS that share a small product mostly wait for each other."""
+    assert parallel(blas_threads, range(tasks), threads=threads) == [{1}] * tasks
+    assert blas_threads() == {2}
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_blas_is_released_where_a_task_fails():
+    with pytest.raises(ZeroDivisionError):
+        parallel(lambda i: 1 / i, [0])
+    assert blas_threads() == {2}
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_causal_products_of_one_head_hold_blas(monkeypatch):
+    seen = []
+    product = _chunked._group_product
+    monkeypatch.setattr(_chunked, "_group_product", lambda *a, **k: seen.append(blas_threads()) or product(*a, **k))
+    op = CausalLowRank(np.ones((300, 4)), np.ones((300, 4)))
+    np.testing.assert_array_equal(op @ np.ones((300, 1)), 4 * np.arange(1.0, 301)[:, None])
+    assert seen
+    assert all(threads == {1} for threads in seen)
 
 
 @pytest.mark.parametrize(
