@@ -93,7 +93,8 @@ ROWS = (
     Row("lara", {"m": 8, "proposals": 4}),
     Row("lara", {"m": 8, "weighting": "query"}),
     Row("eva", {"m": 8}),
-    Row("eva", {"m": 8, "windows": 3}),
+    Row("eva", {"m": 8, "window": 20}),
+    Row("eva", {"m": 2, "window": 7}),
     Row("eva", {"m": 8, "sampled": False}),
     # sampled keys
     Row("sampled_keys", {"m": 16}),
@@ -140,6 +141,8 @@ ROWS = (
     Row("scatterbrain", {"m": 8}),
     Row("scatterbrain", {"m": 7, "features": 16, "directions": "orthogonal"}),
     # hierarchical
+    Row("monarch", {"m": 6}),
+    Row("monarch", {"m": 5, "steps": 1}),
     # updates
     Row("truncated_svd", {"rank": 4}),
     Row("zero_update"),

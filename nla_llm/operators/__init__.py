@@ -2,6 +2,7 @@
 
 from nla_llm.operators.base import Dense, Operator, Product, Scaled, Sum, Transpose
 from nla_llm.operators.blocks import Averaged, SegmentDiagonal, Segments
+from nla_llm.operators.hierarchy import BlockLowRank, Grouped, MonarchMatrix, Permutation
 from nla_llm.operators.lowrank import CausalLowRank, LowRank, RowNormalised, Selection, ZeroRowSumError
 from nla_llm.operators.skeleton import Diagonal, Skeleton
 from nla_llm.operators.softmax import SoftmaxAttention
@@ -10,12 +11,16 @@ from nla_llm.operators.stepped import Step, SteppedLowRank
 
 __all__ = [
     "Averaged",
+    "BlockLowRank",
     "CausalLowRank",
     "Dense",
     "Diagonal",
+    "Grouped",
     "LowRank",
+    "MonarchMatrix",
     "Operator",
     "Panel",
+    "Permutation",
     "Product",
     "RowNormalised",
     "Scaled",

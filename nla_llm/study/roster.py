@@ -99,5 +99,7 @@ METHODS = (
     Entry("Reformer", "reformer"),
     Entry("Scatterbrain", "scatterbrain"),
     Entry("top-k", "top_k", oracle="sliding window"),
+    # hierarchical and structured
+    Entry("Monarch", "monarch"),
 )
 ROSTER = {entry.label: entry for entry in (*YARDSTICKS, *METHODS)}

@@ -18,7 +18,7 @@ def smallest_size(method):
         return 3 * method.m  # as many visible keys as landmarks: a mask shows 70 % of them
     if method.properties.family in {"pattern", "content", "sparse + low rank"}:
         return method.m
-    if method.name in {"thinformer", "linformer", "gaussian_projection", "lara", "eva"}:
+    if method.name in {"thinformer", "linformer", "gaussian_projection", "lara", "eva", "monarch"}:
         return method.m
     bounded = {"clustered_attention": "m", "random_keys": "m", "optimal_rank": "m", "truncated_svd": "rank"}
     return getattr(method, bounded[method.name]) if method.name in bounded else 1

@@ -5,12 +5,16 @@ import pytest
 
 from nla_llm.operators import (
     Averaged,
+    BlockLowRank,
     CausalLowRank,
     Dense,
     Diagonal,
+    Grouped,
     LowRank,
+    MonarchMatrix,
     Operator,
     Panel,
+    Permutation,
     Product,
     RowNormalised,
     Scaled,
@@ -87,6 +91,22 @@ def stepped(*, backwards):
     return make
 
 
+def low_rank_blocks(batch):
+    """Boxes of six tokens; the last one of the rows and of the columns is shorter, one box of rows has two blocks."""
+    rows, columns = np.array([0, 1, 3, 3]), np.array([1, 0, 2, 0])
+    left, right = draw(8, *batch, 4, 2, 6), draw(9, *batch, 4, 2, 6)
+    left[..., 2:, :, N_Q - 18 :] = 0
+    right[..., 2, :, N_K - 12 :] = 0
+    return BlockLowRank(left, right, rows, columns, (*batch, N_Q, N_K))
+
+
+def monarch(batch):
+    """Blocks of five queries and four keys, the last ones shorter."""
+    right = draw(9, *batch, 5, 5, 4)
+    right[..., 4, :, 1:] = 0
+    return MonarchMatrix(draw(8, *batch, 5, 5, 5), right, (*batch, N_Q, N_K))
+
+
 def mask(n):
     keep = np.arange(n) % 3 != 1
     keep[0] = True
@@ -114,7 +134,10 @@ TABLE = {
     "scaled by batch": lambda batch: Scaled(draw(7, *batch), LowRank(draw(0, N_Q, D), draw(1, N_K, D))),
     "selection": lambda batch: Selection(np.broadcast_to(np.array([3, 1, 16]), (*batch, 3)), N_K, like=np.zeros(1)),
     "skeleton": lambda batch: Skeleton(
-        softmax(N_Q, 4)(batch), draw(6, *batch, 4, 3), LowRank(draw(0, 3, D), draw(1, N_K, D)), intersection=draw(8, 3, 4)
+        softmax(N_Q, 4)(batch),
+        draw(6, *batch, 4, 3),
+        LowRank(draw(0, 3, D), draw(1, N_K, D)),
+        intersection=draw(8, 3, 4),
     ),
     "diagonal": lambda batch: Diagonal(draw(0, *batch, N_Q)),
     "tiles": tiles(ordered=False),
@@ -126,6 +149,13 @@ TABLE = {
     "averaged": lambda batch: Averaged([softmax(N_Q, N_K)((*batch, g)) for g in (2, 1)]),
     "segment diagonal": segment_diagonal(N_Q, N_K, 5),
     "segment diagonal, full segments": segment_diagonal(24, 16, 4),
+    "groups": lambda batch: Grouped(np.array([0, 4, 4, 9, N_K]), like=np.zeros(1)),
+    "groups, masked": lambda batch: Grouped(
+        np.array([0, *range(5, N_K + 1)]), like=np.zeros(1), mask=np.broadcast_to(mask(N_K), (*batch, N_K))
+    ),
+    "low-rank blocks": low_rank_blocks,
+    "permutation": lambda batch: Permutation(np.argsort(draw(6, *batch, N_Q), axis=-1), like=np.zeros(1)),
+    "monarch": monarch,
     "transpose": lambda batch: Transpose(softmax(N_Q, N_K)(batch)),
 }
 BATCHES = {"matrix": (), "heads": (3,), "grouped": (2, 3)}
