@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sympy
+from sympy.printing.precedence import PRECEDENCE
+from sympy.printing.str import StrPrinter
 
 from nla_llm import costs
 from nla_llm.cli.terminal import say
+from nla_llm.costs.crossings import NoClosedFormError
 from nla_llm.methods import properties_of
+from nla_llm.methods.registry import require
 from nla_llm.problems import AttentionProblem, UpdateProblem
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ __all__ = ["check_plot", "draw_costs", "formula", "show_costs"]
 
 _NAMES = {"madd": "multiply-add", "mul": "multiply", "div": "divide", "draw": "random draw"}
 _FORMATS = (".svg", ".pdf", ".png")
-_SHORT = 20  # letters of a formula that fits into a column
+_SHORT = 18  # letters of a formula that fits into a column
 _POINTS = 41  # of a curve
 
 
@@ -93,8 +97,10 @@ class Row:
             return "", ""
         try:
             star = formula(costs.crossover(exact, self.cost, "n", matmuls=True))
-        except ValueError:  # the same multiply-adds, or a logarithm
-            star = "none"
+        except NoClosedFormError:
+            star = "no closed form"
+        except ValueError:  # the same multiply-adds
+            star = "never"
         row = next(r for r in costs.table({self.name: self.method}, self.problem) if r.name == self.name)
         number = (
             "never" if row.crossover is None else "always" if row.crossover == 0 else f"{float(row.crossover):,.0f}"
@@ -121,6 +127,9 @@ def show_costs(methods: Mapping[str, Any], *, n: int, d: int, causal: bool) -> N
     """
     sizes = Sizes(n, d, causal)
     rows = [Row(name, method, sizes) for name, method in methods.items()]
+    for row in rows:
+        if hasattr(row.method, "properties"):
+            require(row.method, row.problem)
     exact = Row("exact attention", None, sizes)
     shown = [*([exact] if any(row.of_attention for row in rows) else []), *rows]
     for row in shown:
@@ -159,8 +168,9 @@ def _show_totals(rows: list[Row], exact: Row) -> None:
 
     table = Table(box=SIMPLE_HEAD, title="a multiply-add is two operations", title_justify="left", pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for name in ("operations", "of exact", "cheaper\nfor n >", "by multiply-adds\nfor n >"):
-        table.add_column(name, justify="right", overflow="fold")
+    for name in ("operations", "of exact", "cheaper\nfor n >"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("by multiply-\nadds, for n >", justify="right", overflow="fold")
     long = []
     for row in rows:
         star, number = row.crossings(exact.cost)
@@ -172,18 +182,43 @@ def _show_totals(rows: list[Row], exact: Row) -> None:
     say(table, *long)
 
 
+class _Printer(StrPrinter):  # type: ignore[misc] # SymPy has no types
+    """Roundings, remainders and binary logarithms as in a paper."""
+
+    def _print_floor(self, x: Any) -> str:
+        return f"⌊{self._rounded(x)}⌋"
+
+    def _print_ceiling(self, x: Any) -> str:
+        return f"⌈{self._rounded(x)}⌉"
+
+    def _rounded(self, x: Any) -> str:
+        (inside,) = x.args
+        ratio = inside * sympy.log(2)
+        return f"lg({self._print(ratio.args[0])})" if isinstance(ratio, sympy.log) else str(self._print(inside))
+
+    def _print_Mod(self, x: Any) -> str:  # noqa: N802 - called by SymPy
+        dividend, divisor = (self.parenthesize(part, PRECEDENCE["Pow"]) for part in x.args)
+        return f"({dividend} mod {divisor})"
+
+    def parenthesize(self, item: Any, level: int, strict: bool = False) -> str:
+        if isinstance(item, sympy.Mod):
+            return str(self._print(item))
+        return str(super().parenthesize(item, level, strict=strict))
+
+
 def formula(expression: Any) -> str:
     """Write an expression as in a paper: the shortest of its forms, powers raised, no signs of multiplication.
 
     Examples
     --------
     >>> n, d_v = sympy.symbols("n d_v")
-    >>> formula(2 * n**2 * d_v), formula(0)
-    ('2 d_v n²', '0')
+    >>> formula(2 * n**2 * d_v), formula(0), formula(n * sympy.ceiling(sympy.log(n, 2)) - sympy.Mod(n, 8))
+    ('2 d_v n²', '0', 'n ⌈lg(n)⌉ - (n mod 8)')
     """
     expression = sympy.sympify(expression)
+    printer = _Printer()
     forms = (sympy.expand(expression), sympy.factor(expression), expression)
-    text = str(min(forms, key=lambda form: (len(str(form)), form.is_Mul)))
+    _, _, text = min((len(text), form.is_Mul, text) for form in forms for text in [printer.doprint(form)])
     for power, raised in (("**2", "²"), ("**3", "³"), ("**4", "⁴")):
         text = re.sub(re.escape(power) + r"(?!\d)", raised, text)
     return re.sub(r"(?<!\*)\*(?!\*)", " ", text)
@@ -227,7 +262,4 @@ def draw_costs(methods: Mapping[str, Any], path: Path, *, n: int, d: int, causal
 
 
 def _total_at(row: Row, length: int) -> int:
-    values = {**costs.values(row.problem, row.method), costs.n: length}
-    if costs.c in values:
-        values[costs.c] = min(getattr(row.method, "chunk", length), length)
-    return int(row.cost.subs(values).total())
+    return int(Row(row.name, row.method, replace(row.sizes, n=length)).value.total())

@@ -12,7 +12,7 @@ from nla_llm.costs.symbols import c, d, d_in, d_out, d_v, m, n, n_k, n_q, p, r, 
 if TYPE_CHECKING:
     from nla_llm.costs.cost import Cost
 
-__all__ = ["crossover"]
+__all__ = ["NoClosedFormError", "crossover"]
 
 # Sizes in common use: they decide which of several roots is meant, never its formula.
 _USUAL = {
@@ -29,6 +29,10 @@ _USUAL = {
     d_out: 4096,
     d_in: 4096,
 }
+
+
+class NoClosedFormError(ValueError):
+    """Two costs cross where no formula says; with numbers for all other symbols it is found by bisection."""
 
 
 def crossover(c1: Cost, c2: Cost, symbol: Any = "n", *, matmuls: bool = False, **values: Any) -> Any:
@@ -57,8 +61,10 @@ def crossover(c1: Cost, c2: Cost, symbol: Any = "n", *, matmuls: bool = False, *
     Raises
     ------
     ValueError
-        If the costs are the same expression, ``symbol`` does not occur, or the equation has no closed form (sorting
-        brings a logarithm); then give numbers to all other symbols.
+        If the costs are the same expression, or ``symbol`` does not occur.
+    NoClosedFormError
+        A ValueError too: the equation has no closed form (sorting brings a logarithm); then give numbers to all other
+        symbols.
 
     Examples
     --------
@@ -83,7 +89,7 @@ def crossover(c1: Cost, c2: Cost, symbol: Any = "n", *, matmuls: bool = False, *
     others = difference.free_symbols - {x}
     if others:
         names = ", ".join(sorted(map(str, others)))
-        raise ValueError(f"no closed form: the equation is not a polynomial in {x}; give numbers to {names}")
+        raise NoClosedFormError(f"no closed form: the equation is not a polynomial in {x}; give numbers to {names}")
     return _last_sign_change(difference, x)
 
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import sympy
+
 from nla_llm.costs.crossings import crossover
 from nla_llm.costs.formulas import exact_attention
-from nla_llm.costs.symbols import n, n_k, n_q, values
+from nla_llm.costs.symbols import c, n, values
+from nla_llm.methods.registry import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from nla_llm.costs.cost import Cost
 
 __all__ = ["CostRow", "CostTable", "table"]
+
+_USUAL_LENGTH, _LONGEST = 4096, 1 << 15  # tokens of the problems whose formulas are compared
+_LONGEST_WITH_BIAS = 1 << 10  # whose entries are checked
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,11 @@ def table(methods: Mapping[str, Any] | Iterable[Any], problem: Any) -> CostTable
     problem
         Attention or update problem; its sizes give the whole numbers.
 
+    Raises
+    ------
+    Unsupported
+        If a method has no form for the structure of the problem.
+
     Examples
     --------
     >>> import numpy as np
@@ -102,14 +114,19 @@ def table(methods: Mapping[str, Any] | Iterable[Any], problem: Any) -> CostTable
     exact 4362592256
     elu_features 70262720
     """
+    methods = _named(methods)
+    for method in methods.values():
+        if hasattr(method, "properties"):
+            require(method, problem)  # a formula for what a method has no form of would be of something else
     rows, exact = [], None
     if not hasattr(problem, "d_out"):
         exact = exact_attention(problem)
         rows.append(CostRow("exact", exact, exact.at(problem)))
-    for name, method in _named(methods).items():
+    for name, method in methods.items():
         cost = method.cost(problem)
-        beyond = None if exact is None else _cheaper_beyond(exact, cost, problem, method)
-        rows.append(CostRow(name, cost, cost.at(problem, method), beyond))
+        value = cost.at(problem, method)
+        beyond = None if exact is None else _cheaper_beyond(problem, method)
+        rows.append(CostRow(name, cost, value, beyond))
     return CostTable(tuple(rows))
 
 
@@ -119,12 +136,53 @@ def _named(methods: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
     return {getattr(method, "name", type(method).__name__): method for method in methods}
 
 
-def _cheaper_beyond(exact: Cost, cost: Cost, problem: Any, method: Any) -> Any:
-    """n from which ``cost`` stays below ``exact`` at these sizes; None if never, or if a mask fixes the pairs."""
+def _cheaper_beyond(problem: Any, method: Any) -> Any:
+    """n from which a method stays below exact attention at these sizes; None if never, or if a mask fixes the pairs.
+
+    Some formulas hold numbers that depend on n, like that of the buckets of a hash: then n is found for the formula of
+    problems of n tokens, from long ones to short ones.
+    """
     if problem.key_mask is not None:
         return None
-    sizes = {s.name: v for s, v in values(problem, method).items() if s not in {n, n_q, n_k}} | {"n_q": n, "n_k": n}
-    crossing = crossover(exact, cost, n, **sizes)
-    far = 2 * (int(crossing) + problem.n_k)
-    cheaper = cost.subs(sizes).subs({n: far}).total() < exact.subs(sizes).subs({n: far}).total()
+    longest = _LONGEST if problem.bias is None else _LONGEST_WITH_BIAS
+    length, crossing, seen = min(_USUAL_LENGTH, longest), sympy.Integer(0), set()
+    while length not in seen:
+        seen.add(length)
+        crossing = _crossing(_of_length(problem, length), method)
+        if crossing is None:
+            return None
+        length = max(1, min(int(crossing) + 1, longest))
+    far = 2 * (int(crossing) + problem.n_k + getattr(method, "chunk", 0))
+    there = _of_length(problem, min(far, longest))
+    sizes = {**values(there, method), n: far}
+    if c in sizes:
+        sizes[c] = method.chunk
+    cheaper = method.cost(there).subs(sizes).total() < exact_attention(there).subs(sizes).total()
     return crossing if cheaper else None
+
+
+def _crossing(problem: Any, method: Any) -> Any:
+    """Where the formulas for a problem cross at its sizes, n left open; None where they are the same."""
+    sizes = {s.name: v for s, v in values(problem, method).items() if s not in {n, c}}
+    exact, cost = (formula.subs(sizes) for formula in (exact_attention(problem), method.cost(problem)))
+    chunk = method.chunk if c in cost.free_symbols else 0
+    long = cost.subs(c=chunk)
+    if exact.total() == long.total():
+        return None
+    crossing = crossover(exact, long, n)
+    if crossing < chunk:  # fewer tokens are a single chunk
+        crossing = sympy.Min(crossover(exact, cost.subs(c=n), n), chunk)
+    return crossing
+
+
+def _of_length(problem: Any, length: int) -> Any:
+    """The problem with that many queries and keys, all zeros that take no memory."""
+    from nla_llm.problems import AttentionProblem  # noqa: PLC0415 - problems know costs
+
+    def zeros(*shape: int) -> Any:
+        return np.broadcast_to(np.float32(0), shape)
+
+    return AttentionProblem(
+        zeros(length, problem.d), zeros(length, problem.d), zeros(length, problem.d_v), causal=problem.causal,
+        window=problem.window, bias=None if problem.bias is None else zeros(length, length),
+    )  # fmt: skip

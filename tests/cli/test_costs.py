@@ -82,3 +82,25 @@ def test_formula_is_short_and_equal_to_the_expression():
     n, d = sympy.symbols("n d")
     assert formula(n**2 * d * 2 + n**12) == "2 d n² + n**12"
     assert formula(n * (n + 1) / 2) == "n (n + 1)/2"
+
+
+def test_roundings_remainders_and_logarithms_are_written_as_in_a_paper():
+    n, m = sympy.symbols("n m")
+    assert formula(n * sympy.ceiling(n / m) ** 2) == "n ⌈n/m⌉²"
+    assert formula(3 * m * sympy.Mod(n, m)) == "3 m (n mod m)"
+    assert formula(sympy.Mod(n + 1, 16 * m) + 1) == "((n + 1) mod (16 m)) + 1"
+    assert formula(n * sympy.floor(sympy.log(n / m, 2))) == "n ⌊lg(n/m)⌋"
+    assert formula(n * sympy.log(n)) == "n log(n)"
+
+
+def test_a_form_that_does_not_exist_is_refused_before_anything_is_shown(nla):
+    outcome = nla("cost", "elu_features", "lara", "--causal")
+    assert "lara has no form with causal" in outcome.sentence
+    assert "multiply" not in outcome.out
+
+
+def test_sorting_has_no_closed_form_and_still_a_number(nla):
+    out = nla("cost", "hyper_attention", "--m", 16, "--n", 512).out
+    line = [line for line in out.splitlines() if line.strip().startswith("hyper_attention")][-1]
+    assert line.rstrip().endswith("no closed form")
+    assert re.search(r"% +\d+ ", line)
