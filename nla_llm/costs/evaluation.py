@@ -97,6 +97,14 @@ def _modulo(x: Any, values: Mapping[str, int]) -> Rational:
     return dividend % divisor
 
 
+def _function(x: Any, values: Mapping[str, int]) -> Rational:
+    """A function of somebody else that makes a number out of numbers."""
+    value = x.func(*(sympy.sympify(_value(part, values)) for part in x.args))
+    if not value.is_Rational:
+        raise _NotRationalError
+    return _whole(Fraction(int(value.p), int(value.q)))
+
+
 def _rounded(*, up: bool) -> Callable[[Any, Mapping[str, int]], Rational]:
     def rule(x: Any, values: Mapping[str, int]) -> Rational:
         (argument,) = x.args
@@ -138,6 +146,7 @@ _RULES: dict[Any, Callable[[Any, Mapping[str, int]], Rational]] = {
     sympy.ceiling: _rounded(up=True),
     sympy.floor: _rounded(up=False),
     sympy.Mod: _modulo,
+    sympy.Function: _function,
     sympy.Max: lambda x, values: max(_value(part, values) for part in x.args),
     sympy.Min: lambda x, values: min(_value(part, values) for part in x.args),
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CostRow", "CostTable", "table"]
 
 _USUAL_LENGTH, _LONGEST = 4096, 1 << 15  # tokens of the problems whose formulas are compared
+_SMOOTH = (sympy.floor, sympy.ceiling, sympy.log, sympy.Mod)  # functions that formulas of any size may hold
 _LONGEST_WITH_BIAS = 1 << 10  # whose entries are checked
 
 
@@ -145,6 +146,8 @@ def _cheaper_beyond(problem: Any, method: Any) -> Any:
     if problem.key_mask is not None:
         return None
     longest = _LONGEST if problem.bias is None else _LONGEST_WITH_BIAS
+    if _opaque(method.cost(problem)):
+        return _crossing_by_numbers(problem, method, longest)
     length, crossing, seen = min(_USUAL_LENGTH, longest), sympy.Integer(0), set()
     while length not in seen:
         seen.add(length)
@@ -173,6 +176,32 @@ def _crossing(problem: Any, method: Any) -> Any:
     if crossing < chunk:  # fewer tokens are a single chunk
         crossing = sympy.Min(crossover(exact, cost.subs(c=n), n), chunk)
     return crossing
+
+
+def _opaque(cost: Cost) -> bool:
+    """Whether a formula holds functions of its own, which have values for problems of moderate size only."""
+    expressions = [sympy.sympify(x) for part in (cost.prepare, cost.apply) for _, x in part.items()]
+    return any(not isinstance(f, _SMOOTH) for x in expressions for f in x.atoms(sympy.Function))
+
+
+def _crossing_by_numbers(problem: Any, method: Any, longest: int) -> Any:
+    """Last of the lengths up to ``longest`` at which the method is not cheaper, next to one where it is."""
+
+    def cheaper(length: int) -> bool:
+        there = _of_length(problem, length)
+        total = method.cost(there).at(there, method).total()
+        return bool(total < exact_attention(there).at(there).total())
+
+    high = longest
+    if not cheaper(high):
+        return None
+    low = high // 2
+    while low and cheaper(low):
+        low, high = low // 2, low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cheaper(middle) else (middle, high)
+    return sympy.Integer(low)
 
 
 def _of_length(problem: Any, length: int) -> Any:

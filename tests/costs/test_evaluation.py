@@ -12,7 +12,19 @@ import nla_llm as nl
 from nla_llm.costs.evaluation import evaluate
 
 N, M = sympy.symbols("n m")
+
+
+class Divisors(sympy.Function):
+    """Has values at numbers only."""
+
+    @classmethod
+    def eval(cls, k):
+        return sympy.Integer(sum(int(k) % i == 0 for i in range(1, int(k) + 1))) if k.is_Integer else None
+
+
 FORMULAS = {
+    "function": N * Divisors(N + 1) / 2,
+    "function without value": Divisors(N / (M + 100)) + 1,
     "polynomial": N**2 * (M + 3) - 7 * N + 5,
     "fraction": N * (N + 1) / 2 + N / M,
     "roundings": sympy.ceiling(N / M) * sympy.floor((N + 3) / (2 * M)) + sympy.ceiling(N / 2 - M),
