@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import reduce
 from math import ceil
 from typing import TYPE_CHECKING, final
@@ -100,6 +101,23 @@ class Segments:
         self.filled: NDArray[np.bool_] = slot < lengths[:, None]
         self.slots: NDArray[np.int64] = firsts[:, None] + np.minimum(slot, lengths[:, None] - 1)
         self.number: NDArray[np.int64] = np.repeat(np.arange(m), lengths)
+
+    def merged(self, count: int) -> Segments:
+        """Every ``count`` neighbouring segments as one; slots that are filled up stay where they were.
+
+        Examples
+        --------
+        >>> Segments(5, 4).merged(2).filled.tolist()
+        [[True, False, True, False], [True, False, True, True]]
+        """
+        if self.m % count:
+            raise ValueError(f"{self.m} segments cannot be merged by {count}; pass a divisor of {self.m}")
+        whole = copy(self)
+        whole.m, whole.size = self.m // count, self.size * count
+        whole.slots = self.slots.reshape(whole.m, whole.size)
+        whole.filled = self.filled.reshape(whole.m, whole.size)
+        whole.window, whole.number = self.window[::count], self.number // count
+        return whole
 
     def split(self, x: Array) -> Array:
         """Tokens x (..., n, c) in slots, (..., m, size, c)."""

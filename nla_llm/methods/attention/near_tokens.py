@@ -77,10 +77,8 @@ def segment_means(x: Array, segments: Segments, mask: Array | None = None) -> tu
     return xp.where((count > 0)[..., None], sums / size, overall), count
 
 
-def segment_means_cost(
-    n: Expr, d: Expr, m: Expr, *, windows: Expr | None = None, mask: bool = False
-) -> costs.Operations:
+def segment_means_cost(n: Expr, d: Expr, m: Expr, *, slots: Expr | None = None, mask: bool = False) -> costs.Operations:
     """Sums over all slots of the segments, filled up or not, and the divisions."""
     f = costs.formulas
-    sums = costs.Operations(madd=f.segment_slots(n, m, m if windows is None else windows) * d, div=m * d)
+    sums = costs.Operations(madd=(f.segment_slots(n, m, m) if slots is None else slots) * d, div=m * d)
     return sums + f.sum_of(m, times=d) + costs.Operations(div=d) if mask else sums

@@ -274,3 +274,16 @@ def test_segments_do_not_cross_windows(n, m, windows):
     assert segments.filled.any(axis=1).all()
     with pytest.raises(ValueError, match="1 <= windows <= m"):
         Segments(n, m, windows=m + 1)
+
+
+@pytest.mark.parametrize(("n", "m", "count"), [(13, 4, 2), (12, 4, 4), (29, 6, 3), (7, 7, 1)])
+def test_merged_segments_hold_the_tokens_of_their_parts(n, m, count, xp):
+    parts = Segments(n, m)
+    whole = parts.merged(count)
+    np.testing.assert_array_equal(whole.slots[whole.filled], np.arange(n))
+    np.testing.assert_array_equal(whole.number, parts.number // count)
+    np.testing.assert_array_equal(np.bincount(whole.number), whole.filled.sum(axis=1))
+    x = draw(0, 2, n, 3)
+    close(whole.join(whole.split(xp.asarray(x))), x, 0)
+    with pytest.raises(ValueError, match="pass a divisor"):
+        parts.merged(m + 1)
