@@ -150,7 +150,7 @@ def claim_fields(claim: Claim) -> dict[str, Any]:
 
 def _table_fields(table: Table, csv: str) -> dict[str, Any]:
     caption = text.runs(" ".join(table.caption.split()))
-    return {"caption": caption, "body": tables.typeset(table.data), "csv": text.breakable(csv)}
+    return {"caption": caption, "body": tables.typeset(table.data), "csv": text.breakable(csv), "leads": table.leads}
 
 
 def status_line(records: pd.DataFrame) -> dict[str, Any]:

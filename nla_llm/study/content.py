@@ -50,11 +50,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: ``data`` as it is printed, one row a line; its columns are the heads."""
+    """A table: ``data`` as it is printed, one row a line; its columns are the heads.
+
+    One that ``leads`` stands beside the answers on the first page, before the figures.
+    """
 
     name: str
     caption: str
     data: DataFrame = field(repr=False)
+    leads: bool = False
 
     def __post_init__(self) -> None:
         _check_name(self.name)
