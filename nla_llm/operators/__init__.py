@@ -6,6 +6,7 @@ from nla_llm.operators.hierarchy import BlockLowRank, Grouped, MonarchMatrix, Pe
 from nla_llm.operators.lowrank import CausalLowRank, LowRank, RowNormalised, Selection, ZeroRowSumError
 from nla_llm.operators.skeleton import Diagonal, Skeleton
 from nla_llm.operators.softmax import SoftmaxAttention
+from nla_llm.operators.sorted_blocks import SortedBlocks
 from nla_llm.operators.sparse import Panel, TiledSparse, gather_rows
 from nla_llm.operators.stepped import Step, SteppedLowRank
 
@@ -29,6 +30,7 @@ __all__ = [
     "Selection",
     "Skeleton",
     "SoftmaxAttention",
+    "SortedBlocks",
     "Step",
     "SteppedLowRank",
     "Sum",

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import nla_llm as nl
 from nla_llm.operators import (
     Averaged,
     BlockLowRank,
@@ -23,12 +24,14 @@ from nla_llm.operators import (
     Selection,
     Skeleton,
     SoftmaxAttention,
+    SortedBlocks,
     Step,
     SteppedLowRank,
     Sum,
     TiledSparse,
     Transpose,
 )
+from nla_llm.operators.sorted_blocks import cut_into_blocks
 
 N_Q, N_K, D = 23, 17, 5
 
@@ -75,6 +78,14 @@ def tiles(*, ordered):
         return TiledSparse(panels, (*batch, N_Q, N_K))
 
     return make
+
+
+def sorted_blocks(batch):
+    """Five blocks of queries and of keys in orders that differ from head to head; a third of the keys is in none."""
+    queries = cut_into_blocks(np.argsort(draw(6, *batch, N_Q), axis=-1), 5, None, like=np.zeros(1))
+    keys = cut_into_blocks(np.argsort(draw(7, *batch, N_K), axis=-1), 5, mask(N_K), like=np.zeros(1))
+    filled = queries.filled[..., :, None] & keys.filled[..., None, :]
+    return SortedBlocks(np.where(filled, np.abs(draw(8, *filled.shape)), 0), queries, keys)
 
 
 def stepped(*, backwards):
@@ -156,6 +167,7 @@ TABLE = {
     "low-rank blocks": low_rank_blocks,
     "permutation": lambda batch: Permutation(np.argsort(draw(6, *batch, N_Q), axis=-1), like=np.zeros(1)),
     "monarch": monarch,
+    "sorted blocks": sorted_blocks,
     "transpose": lambda batch: Transpose(softmax(N_Q, N_K)(batch)),
 }
 BATCHES = {"matrix": (), "heads": (3,), "grouped": (2, 3)}
@@ -177,6 +189,7 @@ def close(a, b, scale=1.0):
 
 
 def test_every_class_has_a_row():
+    nl.methods()  # loads whatever methods define
     seen = {type(make(())) for make in TABLE.values()}
     assert seen == {cls for cls in Operator.__subclasses__() if cls.__module__.startswith("nla_llm.")}
 

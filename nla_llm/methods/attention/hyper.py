@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from math import log
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, generator, matmul, namespace
+from nla_llm.backend import Array, device_of, from_numpy, generator, namespace
 from nla_llm.methods.attention.samples import (
     draw_without_replacement,
     draw_without_replacement_cost,
@@ -16,67 +16,18 @@ from nla_llm.methods.attention.samples import (
     logits_on_sample_cost,
 )
 from nla_llm.methods.registry import Properties, register, require, whole_number
-from nla_llm.operators import Dense, Operator, Product, RowNormalised, Selection, Sum
+from nla_llm.operators import Dense, Product, RowNormalised, SortedBlocks, Sum
+from nla_llm.operators.sorted_blocks import cut_into_blocks, in_blocks
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from nla_llm.operators import Operator, Selection
+    from nla_llm.operators.sorted_blocks import Sorting
     from nla_llm.problems import AttentionProblem
     from nla_llm.theory import Theory
 
-__all__ = ["HyperAttention", "SortedBlocks", "Sorting", "bucket_order"]
-
-
-class Sorting(NamedTuple):
-    """Tokens in the order of their hashes, cut into B blocks of nearly equal size: no token is left out.
-
-    Attributes
-    ----------
-    token
-        Token at each slot, (..., B · w): some token where the slot is empty.
-    filled
-        Whether a slot holds a token, (..., B, w).
-    slot
-        Slot of each token, (..., n).
-    block
-        Block of each token, (..., n); −1 for a hidden one.
-    """
-
-    token: Selection
-    filled: Array
-    slot: Selection
-    block: Array
-
-
-@final
-class SortedBlocks(Operator):
-    """Block-diagonal in the order of two sortings: entry (i, j) is zero unless query i and key j share a block.
-
-    Parameters
-    ----------
-    blocks
-        (..., B, w_q, w_k), zero in the rows and columns of empty slots.
-    queries, keys
-        The sortings.
-    """
-
-    nonnegative = True
-
-    def __init__(self, blocks: Array, queries: Sorting, keys: Sorting) -> None:
-        batch = blocks.shape[:-3]
-        super().__init__((*batch, queries.block.shape[-1], keys.block.shape[-1]), blocks)
-        self.blocks, self.queries, self.keys = blocks, queries, keys
-
-    def apply(self, x: Array) -> Array:
-        """``A x`` for x (..., n_k, c)."""
-        return _through(self.blocks, x, self.keys.token, self.queries.slot)
-
-    def apply_transpose(self, y: Array) -> Array:
-        """``Aᵀ y`` for y (..., n_q, c)."""
-        blocks = self.xp.matrix_transpose(self.blocks)
-        x = _through(blocks, y, self.queries.token, self.keys.slot)
-        hidden = self.keys.block[..., None] < 0
-        return self.xp.where(hidden, self.xp.zeros((), dtype=x.dtype, device=device_of(x)), x)
+__all__ = ["HyperAttention", "bucket_order"]
 
 
 @register("hyper_attention")
@@ -158,8 +109,8 @@ class HyperAttention:
         omega = from_numpy(rng.standard_normal((problem.d, self.bits)), like=q, dtype=q.dtype)
         count = -(-problem.n_k // max(1, self.m // 2))
         toward = q if problem.scale >= 0 else -q  # a large logit is a small angle
-        queries = _cut(bucket_order(toward @ omega), count, None, like=q)
-        return queries, _cut(bucket_order(k @ omega), count, problem.key_mask, like=k)
+        queries = cut_into_blocks(bucket_order(toward @ omega), count, None, like=q)
+        return queries, cut_into_blocks(bucket_order(k @ omega), count, problem.key_mask, like=k)
 
     def theory(self, problem: AttentionProblem) -> Theory:
         """Mean one, and the relative variance of an entry outside the blocks as a bound for all."""
@@ -214,54 +165,14 @@ def bucket_order(projection: Array) -> Array:
     return xp.sum(xp.astype(digits, xp.int32) * place, axis=-1, dtype=xp.int32)
 
 
-def _cut(order: Array, count: int, mask: Array | None, *, like: Array) -> Sorting:
-    """Tokens sorted by ``order`` (..., n), hidden ones last, and cut into ``count`` blocks of the n' that remain.
-
-    Block β has the sorted places ⌊β n'/B⌋ up to ⌊(β + 1) n'/B⌋; some are empty where there are more blocks than tokens.
-    """
-    xp, device, n = namespace(order), device_of(order), int(order.shape[-1])
-    if mask is not None:
-        order = xp.where(mask, order, xp.iinfo(order.dtype).max)
-        left = xp.sum(xp.astype(mask, xp.int64), axis=-1, keepdims=True)
-    else:
-        left = xp.full((1,), n, dtype=xp.int64, device=device)
-    sorted_tokens = xp.argsort(order, axis=-1, stable=True)
-    place = xp.argsort(sorted_tokens, axis=-1)
-
-    width = -(-n // count)
-    first = xp.arange(count + 1, dtype=xp.int64, device=device) * left // count
-    at = first[..., :-1, None] + xp.arange(width, dtype=xp.int64, device=device)  # (..., B, w)
-    filled = at < first[..., 1:, None]
-    at = xp.reshape(xp.where(filled, at, xp.zeros_like(at)), (*at.shape[:-2], count * width))
-    token = _take_last(sorted_tokens, at)
-
-    block = ((place + 1) * count - 1) // left
-    hidden = place >= left
-    block = xp.where(hidden, xp.zeros_like(block), block)
-    slot = block * width + place - _take_last(first, block)
-    slot = xp.where(hidden, xp.zeros_like(slot), slot)
-    block = xp.where(hidden, -xp.ones_like(block), block)
-    return Sorting(Selection(token, n, like=like), filled, Selection(slot, count * width, like=like), block)
-
-
-def _take_last(x: Array, index: Array) -> Array:
-    """Entries of the last axis, the batch axes broadcasting."""
-    xp = namespace(x)
-    axes = max(x.ndim, index.ndim) - 1
-    x, index = (xp.reshape(a, ((1,) * (axes + 1 - a.ndim) + tuple(a.shape))) for a in (x, index))
-    batch = tuple(max(s, t) for s, t in zip(x.shape[:-1], index.shape[:-1], strict=True))
-    x, index = (xp.broadcast_to(a, (*batch, a.shape[-1])) for a in (x, index))
-    return xp.take_along_axis(x, index, axis=-1)
-
-
 # -- the two parts -----------------------------------------------------------------------------------------------------
 
 
 def _block_logits(problem: AttentionProblem, queries: Sorting, keys: Sorting) -> Array:
     """Logits within blocks, (..., B, w_q, w_k), −∞ at empty slots."""
     xp, count = problem.xp, keys.filled.shape[-2]
-    q = _blocks_of(queries.token.gather(problem.scale * problem.q), count)
-    k = _blocks_of(keys.token.gather(problem.k), count)
+    q = in_blocks(queries.token.gather(problem.scale * problem.q), count)
+    k = in_blocks(keys.token.gather(problem.k), count)
     logits = q @ xp.matrix_transpose(k)
     both = queries.filled[..., :, None] & keys.filled[..., None, :]
     return xp.where(both, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(logits)))
@@ -282,17 +193,6 @@ def _log_weight(problem: AttentionProblem, sample: Selection) -> Array | float:
     left = xp.sum(xp.astype(problem.key_mask, xp.int64), axis=-1, keepdims=True)[..., None]
     drawn = xp.where(left < s, left, xp.full_like(left, s))
     return xp.log(xp.astype(left, dtype) / xp.astype(drawn, dtype))
-
-
-def _through(blocks: Array, x: Array, into: Selection, out: Selection) -> Array:
-    """Rows of x gathered into slots, multiplied by the blocks, and the wanted rows gathered out of the slots."""
-    y = matmul(blocks, _blocks_of(into.gather(x), blocks.shape[-3]))
-    return out.gather(namespace(y).reshape(y, (*y.shape[:-3], -1, y.shape[-1])))
-
-
-def _blocks_of(x: Array, count: int) -> Array:
-    """(..., B · w, c) as (..., B, w, c)."""
-    return namespace(x).reshape(x, (*x.shape[:-2], count, -1, x.shape[-1]))
 
 
 def _by_query(x: Array, queries: Sorting) -> Array:
