@@ -188,7 +188,7 @@ def front(kind: str, tables: dict[str, pd.DataFrame]) -> Figure:
         "front-" + kind.replace(", ", "-").replace(" ", "-").replace(".", "_"),
         f"{kind[0].upper() + kind[1:]}: median error against cost as a share of that of exact attention, both by "
         "formula. Line: the Pareto front, what no method beats at its cost or below. Grey: doing nothing and the "
-        "best possible of that rank.",
+        "best possible of that rank, below which a method may pass that is not of low rank: a window, say.",
         fronts.draw_front,
         data[data["kind"] == kind],
         size=(6.5, 3.3),
