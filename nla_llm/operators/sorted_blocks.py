@@ -44,14 +44,15 @@ class SortedBlocks(Operator):
         (..., B, w_q, w_k), zero in the rows and columns of empty slots.
     queries, keys
         The sortings.
+    nonnegative
+        Whether no entry of the blocks is negative.
     """
 
-    nonnegative = True
-
-    def __init__(self, blocks: Array, queries: Sorting, keys: Sorting) -> None:
+    def __init__(self, blocks: Array, queries: Sorting, keys: Sorting, *, nonnegative: bool = False) -> None:
         batch = np.broadcast_shapes(blocks.shape[:-3], queries.block.shape[:-1], keys.block.shape[:-1])
         super().__init__((*batch, queries.block.shape[-1], keys.block.shape[-1]), blocks)
         self.blocks, self.queries, self.keys = blocks, queries, keys
+        self.nonnegative = nonnegative
 
     def apply(self, x: Array) -> Array:
         """``A x`` for x (..., n_k, c)."""

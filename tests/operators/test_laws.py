@@ -85,7 +85,7 @@ def sorted_blocks(batch):
     queries = cut_into_blocks(np.argsort(draw(6, *batch, N_Q), axis=-1), 5, None, like=np.zeros(1))
     keys = cut_into_blocks(np.argsort(draw(7, *batch, N_K), axis=-1), 5, mask(N_K), like=np.zeros(1))
     filled = queries.filled[..., :, None] & keys.filled[..., None, :]
-    return SortedBlocks(np.where(filled, np.abs(draw(8, *filled.shape)), 0), queries, keys)
+    return SortedBlocks(np.where(filled, draw(8, *filled.shape), 0), queries, keys)
 
 
 def stepped(*, backwards):

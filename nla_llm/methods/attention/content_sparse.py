@@ -106,12 +106,27 @@ def _largest(exact: SoftmaxAttention, m: int) -> tuple[Array, Array, Array]:
     parts = []
     for start in range(0, n_q, step):
         logits = _logits(exact, start, min(start + step, n_q))
-        keys = xp.argsort(-logits, axis=-1)[..., :m]
+        keys = _visible_first(xp.argsort(-logits, axis=-1), exact, start)[..., :m]
         picked = xp.take_along_axis(logits, keys, axis=-1)
         top = xp.max(picked, axis=-1)
         parts.append((xp.exp(picked - top[..., None]), keys, top))
     weights, keys, top = zip(*parts, strict=True)
     return xp.concat(weights, axis=-2), xp.concat(keys, axis=-2), xp.concat(top, axis=-1)
+
+
+def _visible_first(order: Array, exact: SoftmaxAttention, start: int) -> Array:
+    """The order of keys (..., rows, n_k) with those last that causality or window hides.
+
+    Otherwise one of them might be kept in place of a key whose logit is −∞ for another reason, and the number of keys
+    that are kept would depend on the data.
+    """
+    xp, (rows, n_k) = exact.xp, order.shape[-2:]
+    keep = exact.structure(start, start + rows, 0, n_k)
+    if keep is None or (exact.key_mask is None and exact.bias is None):
+        return order
+    hidden = xp.astype(~xp.broadcast_to(keep, order.shape), xp.int8)
+    behind = xp.argsort(xp.take_along_axis(hidden, order, axis=-1), axis=-1, stable=True)
+    return xp.take_along_axis(order, behind, axis=-1)
 
 
 def _logits(exact: SoftmaxAttention, start: int, stop: int) -> Array:

@@ -100,7 +100,9 @@ class HyperAttention:
         top = xp.maximum(_by_query(xp.max(logits, axis=-1), queries), xp.max(rest, axis=-1))
         blocks, _ = exponentials(logits, _by_slot(top, queries, logits.shape[-3]))
         weights, _ = exponentials(rest, top)
-        kernel = Sum(SortedBlocks(blocks, queries, keys), Product(Dense(weights, nonnegative=True), sample))
+        kernel = Sum(
+            SortedBlocks(blocks, queries, keys, nonnegative=True), Product(Dense(weights, nonnegative=True), sample)
+        )
         return RowNormalised(kernel, row_scale_log=top)
 
     def _sortings(self, problem: AttentionProblem, rng: np.random.Generator) -> tuple[Sorting, Sorting]:

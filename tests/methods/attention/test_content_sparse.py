@@ -31,6 +31,8 @@ STRUCTURES = {
     "bias": {"bias": np.where(np.random.default_rng(1).random((40, 40)) < 0.2, -np.inf, 0.5) + 9 * np.eye(40)},
     "batch": {"batch": (2, 3)},
     "causal mask": {"causal": True, "key_mask": np.arange(40) % 3 != 1},
+    "window mask": {"window": 6, "key_mask": np.arange(40) % 5 == 2},  # of 11 keys a query sees two or three
+    "causal window mask": {"causal": True, "window": 6, "key_mask": np.arange(40) % 4 == 0},
 }
 
 
@@ -62,6 +64,26 @@ def test_the_count_is_the_formula_in_every_structure(structure, m):
         p = problem(n, **({"bias": options["bias"][:n, :n]} if structure == "bias" else options))
         method = nl.method("top_k", m=m)
         assert nl.costs.count(method, p) == method.cost(p).at(p, method)
+
+
+def test_keys_that_a_mask_hides_count_alike_wherever_they_are():
+    """Rows with fewer visible keys than m: what causality and window leave is kept, hidden or not."""
+    rng, checked = np.random.default_rng(0), 0
+    for n in (5, 12, 29):
+        for _ in range(30):
+            causal, window, m = bool(rng.integers(2)), int(rng.integers(1, n + 3)), int(rng.integers(1, n + 1))
+            mask = rng.random(n) < 0.6
+            structure = {"causal": causal, "window": window, "key_mask": mask}
+            bias = np.where(rng.random((n, n)) < 0.1, -np.inf, 0.0)
+            for options in (structure, {"causal": causal, "window": window, "bias": bias}):
+                try:
+                    p = problem(n, **options)
+                except ValueError:  # a query is left without a key
+                    continue
+                method, checked = nl.method("top_k", m=m), checked + 1
+                assert nl.costs.count(method, p) == method.cost(p).at(p, method)
+                np.testing.assert_allclose(method(p).dense(), largest(p, m), rtol=0, atol=1e-14)
+    assert checked > 80
 
 
 @pytest.mark.parametrize("rival", ["sliding_window", "longformer", "bigbird", "block_sparse", "reformer"])
