@@ -53,6 +53,7 @@ FAMILIES = (
     "nla_llm.methods.attention.hashed",
     "nla_llm.methods.attention.sparse_low_rank",
     "nla_llm.methods.attention.hierarchical",
+    "nla_llm.methods.attention.h_transformer",
     "nla_llm.methods.attention.monarch",
     "nla_llm.methods.update.truncation",
 )

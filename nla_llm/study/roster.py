@@ -96,10 +96,14 @@ METHODS = (
     Entry("Longformer", "longformer"),
     Entry("BigBird", "bigbird"),
     Entry("block sparse", "block_sparse"),
+    Entry("strided", "strided_attention"),
     Entry("Reformer", "reformer"),
     Entry("Scatterbrain", "scatterbrain"),
     Entry("top-k", "top_k", oracle="sliding window"),
     # hierarchical and structured
+    Entry("H-matrix", "h_matrix"),
+    Entry("H-matrix, ordered", "h_matrix", {"order": "projection"}),
+    Entry("H-Transformer-1D", "h_transformer"),
     Entry("Monarch", "monarch"),
 )
 ROSTER = {entry.label: entry for entry in (*YARDSTICKS, *METHODS)}

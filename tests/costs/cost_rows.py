@@ -16,7 +16,7 @@ def smallest_size(method):
     """Least number of tokens, rows or columns that a method takes."""
     if method.name in {"nystromformer", "skyformer", "rpcholesky", "cur_attention", "improved_clustered_attention"}:
         return 3 * method.m  # as many visible keys as landmarks: a mask shows 70 % of them
-    if method.properties.family in {"pattern", "content", "sparse + low rank"}:
+    if method.properties.family in {"pattern", "content", "sparse + low rank", "hierarchical"}:
         return method.m
     if method.name in {"thinformer", "linformer", "gaussian_projection", "lara", "eva", "monarch"}:
         return method.m

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Whole = NDArray[np.int64]
 
-__all__ = ["global_queries", "places", "range_support", "window_supports"]
+__all__ = ["global_queries", "places", "range_support", "strided_keys", "window_supports"]
 
 _LOW_TILE = 16  # queries of a tile beside narrow windows, where more would mostly see keys of each other (measured)
 
@@ -106,6 +106,31 @@ def window_supports(
         first, last = (np.where(enough[:, None], a, b) for a, b in zip(rows[1:], wider[1:], strict=True))
         supports.append(_beside_windows(problem, _Rows(start, first, last), g, drawn, enough))
     return supports
+
+
+def strided_keys(place: Whole, n: int, m: int, s: int, *, causal: bool) -> Whole:
+    """Keys (n_q, m) of queries at ``place``: every s-th of n keys from there on, and the nearest of the others.
+
+    In the causal form they are at m distances behind the query; those before the first key are negative.
+
+    Examples
+    --------
+    >>> strided_keys(np.array([0, 4]), 5, 3, 3, causal=False).tolist()
+    [[0, 3, 1], [1, 4, 3]]
+    >>> strided_keys(np.array([0, 4]), 5, 3, 3, causal=True).tolist()
+    [[0, -3, -1], [4, 1, 3]]
+    """
+    if causal:
+        multiples = -(-n // s)
+        near = np.arange(m - multiples)
+        return place[:, None] - np.concatenate([s * np.arange(multiples), 1 + near + near // (s - 1)])
+    rest = place[:, None] % s
+    multiples = -(-(n - rest) // s)  # keys of the same rest modulo s
+    others = m - multiples
+    first = np.clip(place[:, None] - place[:, None] // s - others // 2, 0, n - m)  # its number among the other keys
+    slot = np.arange(m)
+    number = first + slot - multiples
+    return np.where(slot < multiples, rest + s * slot, number + 1 + (number - rest) // (s - 1))
 
 
 def _windows(problem: AttentionProblem, width: int, g: int) -> tuple[Whole, Whole]:

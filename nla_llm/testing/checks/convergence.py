@@ -8,7 +8,6 @@ faults that they are meant to catch lie above them by a factor of two or more.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ FALSE_ALARM = 1e-3
 DRAWS = 6
 TOKENS = 37
 LADDER = (8, 32, TOKENS, 64, 1024, 16384)
-PATIENCE = 20.0  # seconds for one call: a higher budget is not tried if it would take longer, time growing as m²
+MOST_OPERATIONS = 1e9  # of one call: a higher budget is not tried if it might take more, operations growing as m²
 
 
 def _converges(subject: Subject) -> Figure:
@@ -91,21 +90,23 @@ def _claims(subject: Subject) -> None:
 
 
 def _climb(subject: Subject, problem: AttentionProblem) -> dict[int, NDArray[np.float64]]:
-    """Logarithmic errors at each budget of the ladder that the method accepts, up to rounding or to its slowness."""
+    """Logarithmic errors at each budget of the ladder that the method accepts, up to rounding or to its cost.
+
+    Where the ladder ends depends on formulas alone, never on the time that something took.
+    """
     found: dict[int, NDArray[np.float64]] = {}
     refusal, reference = None, _reference(subject, problem)
     for budget in LADDER:
         try:
             candidate = subject.with_budget(budget)
-            start = time.perf_counter()
             found[budget] = _log_errors(
                 candidate, problem, seed=subject.seed, draws=_draws(subject), reference=reference
             )
         except ValueError as error:
             refusal = error
             continue
-        seconds = (time.perf_counter() - start) / _draws(subject)
-        if np.max(found[budget]) < np.log(1e-9) or seconds * (_next(budget) / budget) ** 2 > PATIENCE:
+        growth = (_next(budget) / budget) ** 2
+        if np.max(found[budget]) < np.log(1e-9) or _operations(candidate, problem, budget) * growth > MOST_OPERATIONS:
             break
     if not found:
         raise AssertionError(f"every budget of {LADDER} was refused: {refusal}")
@@ -114,6 +115,13 @@ def _climb(subject: Subject, problem: AttentionProblem) -> dict[int, NDArray[np.
 
 def _next(budget: int) -> int:
     return min((b for b in LADDER if b > budget), default=budget)
+
+
+def _operations(candidate: Any, problem: AttentionProblem, budget: int) -> float:
+    """Those of the declared cost; without one, a multiply-add for each pair of tokens and unit of the budget."""
+    if getattr(candidate, "cost", None) is None:
+        return float(problem.n_q * problem.n_k * budget)
+    return float(candidate.cost(problem).at(problem, candidate).total())
 
 
 def _draws(subject: Subject) -> int:
