@@ -111,6 +111,7 @@ class HTransformer:
             return values * width
 
         prepare = count(mul=n_q * d) + softmax + tops + means + scales + product(1) + count(compare=2 * n_q)
+        prepare += count(madd=-1, add=1) * f["alone"] + count(add=-1) * f["alone_rows"]  # summed up, not multiplied
         return costs.Cost(prepare=prepare, apply=product(d_v) + count(div=n_q * d_v))
 
 
@@ -187,6 +188,8 @@ class _Counts(NamedTuple):
     groups: int
     expanded: int  # rows that get something from a level
     added: int
+    alone: int  # pairs of tokens where there are no coarse levels
+    alone_rows: int
 
 
 @lru_cache(maxsize=256)
@@ -208,6 +211,8 @@ def _coarse_counts(n_q: int, n_k: int, m: int, causal: bool) -> _Counts:
         total["expanded"] += int(here.sum())
         total["added"] += int((here & alive).sum())
         alive = alive | here
+    if not boxes.levels:
+        total |= {"alone": near, "alone_rows": total["near_rows"]}
     return _Counts(**total)
 
 

@@ -156,6 +156,8 @@ class HMatrix:
         prepare = count(mul=n_q * d) + near + far + scales + product(1) + count(compare=2 * n_q)
         if self.order == "projection":
             prepare += _projection_cost(n_q, n_k, d)
+        else:  # leaves alone are summed up, not multiplied with ones
+            prepare += count(madd=-1, add=1) * f["alone"] + count(add=-1) * f["alone_rows"]
         return costs.Cost(prepare=prepare, apply=product(d_v) + count(div=n_q * d_v))
 
 
@@ -169,6 +171,8 @@ class _BlockCounts(NamedTuple):
     slots: int  # rows of all blocks
     most: int  # far blocks in a row of boxes, at most, summed up over the levels
     added: int  # rows that meet what has been summed up before
+    alone: int  # pairs of tokens where there are no far blocks
+    alone_rows: int
 
 
 @lru_cache(maxsize=256)
@@ -184,6 +188,8 @@ def _block_counts(n_q: int, n_k: int, m: int, reach: int, causal: bool) -> _Bloc
         slots=sum(len(level.rows) * level.size for level in levels),
         most=sum(int(np.bincount(level.rows).max()) for level in levels),
         added=rows + (len(levels) - 1) * n_q if levels else 0,
+        alone=0 if levels else near,
+        alone_rows=0 if levels else rows,
     )
 
 
