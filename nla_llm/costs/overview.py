@@ -13,7 +13,6 @@ import sympy
 from nla_llm.costs.crossings import crossover
 from nla_llm.costs.formulas import exact_attention
 from nla_llm.costs.symbols import c, n, values
-from nla_llm.methods.registry import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -102,7 +101,7 @@ def table(methods: Mapping[str, Any] | Iterable[Any], problem: Any) -> CostTable
 
     Raises
     ------
-    Unsupported
+    ValueError
         If a method has no form for the structure of the problem.
 
     Examples
@@ -116,9 +115,10 @@ def table(methods: Mapping[str, Any] | Iterable[Any], problem: Any) -> CostTable
     elu_features 70262720
     """
     methods = _named(methods)
-    for method in methods.values():
-        if hasattr(method, "properties"):
-            require(method, problem)  # a formula for what a method has no form of would be of something else
+    for name, method in methods.items():  # a formula for what a method has no form of would be of something else
+        missing = problem.structure - method.properties.supports if hasattr(method, "properties") else ()
+        if missing:
+            raise ValueError(f"{name} has no form with {' and '.join(sorted(missing))}, so it has no cost there")
     rows, exact = [], None
     if not hasattr(problem, "d_out"):
         exact = exact_attention(problem)

@@ -42,7 +42,7 @@ def rank_correlation(
     low, high = np.quantile(values[:, 0], [0.025, 0.975])
     value = _correlations(points)[0]
     how = f"Spearman's rank correlation over {len(points[0])} points; 95 % of {resamples} bootstrap samples"
-    return Estimate(value, min(low, value), max(high, value), 0.95, how)
+    return _interval(value, low, high, how)
 
 
 def rank_correlation_difference(
@@ -62,7 +62,13 @@ def rank_correlation_difference(
     first, second = _correlations(points)
     value = first - second
     how = f"difference of rank correlations over {len(points[0])} points; 95 % of {resamples} bootstrap samples"
-    return Estimate(value, min(low, value), max(high, value), 0.95, how)
+    return _interval(value, low, high, how)
+
+
+def _interval(value: float, low: float, high: float, how: str) -> Estimate:
+    """An estimate that its own interval encloses."""
+    middle, lower, upper = (np.asarray(x) for x in (value, min(low, value), max(high, value)))
+    return Estimate(middle, lower, upper, 0.95, how)
 
 
 def _points(*columns: ArrayLike, groups: ArrayLike | None) -> list[NDArray[np.float64]]:

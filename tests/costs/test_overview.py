@@ -59,7 +59,7 @@ def test_a_bias_is_added_on_both_sides():
 
 
 def test_what_a_method_has_no_form_of_is_refused():
-    with pytest.raises(nl.Unsupported, match="lara has no form with causal"):
+    with pytest.raises(ValueError, match="lara has no form with causal"):
         table([nl.method("elu_features"), nl.method("lara", m=4)], attention_problem(20, 20, causal=True))
 
 

@@ -60,6 +60,7 @@ class PhaseFeatures(RandomFeatures):
     """
 
     properties = promises("trigonometric", nonnegative=False)
+    centre: ClassVar[int] = 1
 
     @property
     def log_factor(self) -> float:

@@ -107,8 +107,8 @@ class HTransformer:
         scales = count(add=1, exp=1) * (n_q * (f["levels"] + 1)) + count(mul=near)
 
         def product(width: Any) -> costs.Operations:
-            values = count(madd=near + far, add=f["key_sums"] + f["added"], mul=f["expanded"])
-            return values * width
+            values: costs.Operations = count(madd=near + far, add=f["key_sums"] + f["added"], mul=f["expanded"]) * width
+            return values
 
         prepare = count(mul=n_q * d) + softmax + tops + means + scales + product(1) + count(compare=2 * n_q)
         prepare += count(madd=-1, add=1) * f["alone"] + count(add=-1) * f["alone_rows"]  # summed up, not multiplied
@@ -167,7 +167,7 @@ def _bounds(n: int, size: int, m: int) -> NDArray[np.int64]:
     """Borders of the groups of 2 size/m tokens in boxes of ``size`` tokens."""
     starts = np.minimum(np.arange(-(-m // 2)) * (2 * size // m), size)
     firsts = np.arange(-(-n // size))[:, None] * size + starts
-    return np.minimum(np.append(firsts.reshape(-1), n), n)
+    return np.asarray(np.minimum(np.append(firsts.reshape(-1), n), n))
 
 
 def _means(groups: Grouped, x: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from math import isfinite, log
-from typing import TYPE_CHECKING, Any, Literal, final, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args
 
 from nla_llm import costs
 from nla_llm.backend import Array, from_numpy, generator, namespace
@@ -69,6 +69,7 @@ class HybridFeatures(RandomFeatures):
     r: int = 1
     width: float = 1.0
     properties = promises("hybrid", nonnegative=False)
+    centre: ClassVar[int] = 0
 
     def __post_init__(self, orthogonal: bool) -> None:
         super().__post_init__(orthogonal)

@@ -41,8 +41,11 @@ class RandomFeatures(ABC):
     orthogonal
         ``orthogonal=True`` is short for ``directions="orthogonal"``.
     recentre
-        Shift all keys by the constant −mean(k) − mean(q), which leaves softmax unchanged and lowers the variance:
-        mean |x + y|² drops by exactly |mean(x) + mean(y)|². It looks at all keys, so there is no causal form.
+        Shift all keys by one constant, which leaves softmax unchanged, to where the exponent of the variance is least in
+        the mean: by −mean(k) − mean(q) for functions whose variance grows with |x + y|², which drops by exactly
+        |mean(x) + mean(y)|² in the mean, by −mean(k) + mean(q) for trigonometric ones and random phases, whose variance
+        grows with |x − y|², and by −mean(k) for hybrid ones, which have both. It looks at all keys, so there is no
+        causal form.
     """
 
     m: int
@@ -68,6 +71,7 @@ class RandomFeatures(ABC):
             object.__setattr__(self, "properties", promised)
 
     features_per_direction: ClassVar[int] = 1
+    centre: ClassVar[int] = -1  # mean of recentred keys over that of queries: where mean |x + y|² or |x − y|² is least
     chunk: ClassVar[int] = CHUNK
     properties: ClassVar[Properties]
     function: ClassVar[Literal["positive", "hyperbolic", "trigonometric"]]
@@ -143,15 +147,17 @@ class RandomFeatures(ABC):
         """Cost of ``features`` from projections and norms, and of the kernel attention that follows."""
 
     def _recentre_cost(self, problem: AttentionProblem) -> costs.Operations:
-        """Two means and two subtractions from the keys."""
+        """Two means and two shifts of the keys, or one of each where the centre is zero."""
         if not self.recentre:
             return costs.Operations()
         n_q, n_k, d, _ = costs.symbols_of(problem)
         sum_of = costs.formulas.sum_of
-        means = sum_of(n_q, times=d) + sum_of(n_k, times=d) + costs.Operations(div=2 * d)
+        means = sum_of(n_k, times=d) + costs.Operations(div=d, add=n_k * d)
         if problem.key_mask is not None:
             means += costs.Operations(mul=n_k * d) + sum_of(n_k)  # weighted by the mask, divided by its sum
-        return means + costs.Operations(add=2 * n_k * d)
+        return means + (
+            sum_of(n_q, times=d) + costs.Operations(div=d, add=n_k * d) if self.centre else costs.Operations()
+        )
 
     def _scaled(self, problem: AttentionProblem) -> tuple[Array, Array]:
         """x and y with x·y equal to the logits, up to a constant of each row where the keys are recentred."""
@@ -161,7 +167,10 @@ class RandomFeatures(ABC):
             return x, y
         if problem.causal:
             raise Unsupported("recentre=True shifts keys by the mean of all of them, which a causal method may not see")
-        return x, y - mean_of_tokens(x, None) - mean_of_tokens(y, problem.key_mask)
+        moved = y - mean_of_tokens(y, problem.key_mask)
+        if not self.centre:
+            return x, moved
+        return x, moved + mean_of_tokens(x, None) if self.centre > 0 else moved - mean_of_tokens(x, None)
 
 
 def mean_of_tokens(x: Array, mask: Array | None) -> Array:
@@ -278,6 +287,7 @@ class TrigonometricFeatures(RandomFeatures):
 
     properties: ClassVar[Properties] = promises("trigonometric", nonnegative=False)
     function = "trigonometric"
+    centre: ClassVar[int] = 1
 
     @staticmethod
     def features(x: Array, projection: Array) -> Features:

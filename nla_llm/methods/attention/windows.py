@@ -123,14 +123,15 @@ def strided_keys(place: Whole, n: int, m: int, s: int, *, causal: bool) -> Whole
     if causal:
         multiples = -(-n // s)
         near = np.arange(m - multiples)
-        return place[:, None] - np.concatenate([s * np.arange(multiples), 1 + near + near // (s - 1)])
+        back = np.concatenate([s * np.arange(multiples), 1 + near + near // (s - 1)])
+        return np.asarray(place[:, None] - back)
     rest = place[:, None] % s
-    multiples = -(-(n - rest) // s)  # keys of the same rest modulo s
-    others = m - multiples
+    alike = -(-(n - rest) // s)  # keys of the same rest modulo s
+    others = m - alike
     first = np.clip(place[:, None] - place[:, None] // s - others // 2, 0, n - m)  # its number among the other keys
     slot = np.arange(m)
-    number = first + slot - multiples
-    return np.where(slot < multiples, rest + s * slot, number + 1 + (number - rest) // (s - 1))
+    number = first + slot - alike
+    return np.where(slot < alike, rest + s * slot, number + 1 + (number - rest) // (s - 1))
 
 
 def _windows(problem: AttentionProblem, width: int, g: int) -> tuple[Whole, Whole]:

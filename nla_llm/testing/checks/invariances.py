@@ -99,7 +99,8 @@ def _padding(subject: Subject) -> Figure:
         ]
         in_place = keep is trailing or subject.properties.permutation_equivariant  # the rest keeps its positions
         if subject.properties.deterministic and in_place and not structure:
-            removed = AttentionProblem(problem.q, problem.k[keep], problem.v[keep])
+            q, k, v = _parts(problem)
+            removed = AttentionProblem(q, k[keep], v[keep])
             figures.append(compare(dense[:, keep], _matrix(subject, removed), what="hiding against removing keys"))
     return at_most(figures)
 

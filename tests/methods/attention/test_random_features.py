@@ -256,6 +256,42 @@ def test_recentring_lowers_the_error_where_the_means_are_not_zero():
     assert error(True) < 0.8 * error(False)
 
 
+@pytest.mark.parametrize(
+    ("name", "signs"),
+    [
+        ("positive_features", (1,)),
+        ("hyperbolic_features", (1,)),
+        ("trigonometric_features", (-1,)),
+        ("phase_features", (-1,)),
+        ("hybrid_features", (1, -1)),
+    ],
+)
+@pytest.mark.parametrize("scale", [0.8, -0.8])
+def test_recentring_goes_where_the_exponent_of_the_variance_is_least(name, signs, scale):
+    """|x + y|², |x − y|² or their sum: the mean over all pairs has no gradient with respect to a shift of the keys."""
+    q, k = shifted()
+    x, y = nl.method(name, m=4, recentre=True)._scaled(nl.AttentionProblem(q + 0.5, k, scale=scale))
+    gradient = sum(np.mean(y[None] + sign * x[:, None], axis=(0, 1)) for sign in signs)
+    np.testing.assert_allclose(gradient, 0, atol=100 * EPS)
+
+
+@pytest.mark.parametrize("name", ["trigonometric_features", "phase_features", "hybrid_features"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_recentring_costs_what_its_formula_says(name, masked):
+    mask = np.arange(7) != 3 if masked else None
+    problem = nl.AttentionProblem(draw(0, 5, 3), draw(1, 7, 3), draw(2, 7, 2), key_mask=mask)
+    method = nl.method(name, m=4, recentre=True)
+    assert nl.costs.count(method, problem, rng=0) == method.cost(problem).at(problem, method)
+
+
+@pytest.mark.parametrize("name", ["trigonometric_features", "phase_features"])
+def test_recentring_does_not_harm_functions_of_the_difference(name):
+    """Queries and keys of one mean are where these are good; minus the mean of the queries is where they are not."""
+    problem = nl.AttentionProblem(0.4 * draw(0, 40, 6) + 0.4, 0.4 * draw(1, 40, 6) + 0.4, scale=1.0)
+    plain, moved = (nl.method(name, m=64, recentre=r).theory(problem).relative_variance().mean() for r in (False, True))
+    assert moved < 1.2 * plain  # more than a hundred times as large with the other sign
+
+
 def test_recentring_has_no_causal_form():
     method = nl.method("positive_features", m=4, recentre=True)
     assert method.properties.supports == {"key_mask"}
