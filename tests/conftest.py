@@ -15,7 +15,7 @@ import pytest
 from registry import ROWS
 
 hypothesis.settings.register_profile("fast", max_examples=25, deadline=None, derandomize=True, database=None)
-hypothesis.settings.register_profile("thorough", max_examples=300, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("thorough", max_examples=100, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 LIBRARIES = ("numpy", "array-api-strict", "torch")

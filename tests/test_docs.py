@@ -60,7 +60,7 @@ def test_the_first_recipe_fits_twenty_lines():
 def test_the_readme_has_the_two_commands():
     main, tests = (blocks(ROOT / "README.md", "sh")[i].strip() for i in (0, 1))
     assert main.endswith("nla-llm run")
-    assert tests.endswith("pytest")
+    assert tests.endswith("pytest -n auto")
     assert "\n" not in main + tests
 
 
