@@ -32,6 +32,9 @@ def test_drawn_attention_problem(attention_row, data):
         strategies.attention_problems(structures=supported, max_tokens=24, logit_sizes=(1.0, 0.1, 10.0))
     )
     method = limited(method, min(problem.n_q, problem.n_k))
+    fewest = problem.n_k if problem.key_mask is None else int(problem.key_mask.sum(axis=-1).min())
+    if method.properties.family in {"landmarks", "columns"}:  # which refuse more landmarks than there are visible keys
+        method = limited(method, fewest)
     try:
         op = method(problem, rng=0)
     except FloatingPointError:
@@ -52,6 +55,8 @@ def test_drawn_attention_problem(attention_row, data):
         hidden = np.where(problem.key_mask[..., None, :], 0.0, dense)
         assert abs(hidden).max() <= 1e3 * eps * size
     x = np.random.default_rng(0).standard_normal((problem.n_k, 2)).astype(op.dtype)
+    if "operator_laws" in method.properties.exceptions:
+        return
     assert abs(op @ x - dense @ x).max() <= 1e4 * eps * max(1.0, size) * problem.n_k
 
 

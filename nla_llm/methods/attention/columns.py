@@ -69,7 +69,7 @@ class RPCholesky:
     _: KW_ONLY
     balance: float = 0.5
     properties: ClassVar[Properties] = Properties(
-        family="columns", budget="m", converges=True, deterministic=False, shift_invariant=True,
+        family="columns", budget="m", converges=True, deterministic=False, shift_invariant=True, partial=True,
         permutation_equivariant=False, supports=frozenset({"key_mask"}),
         refusals={"causal": "a pivot that is a later token would leak into earlier rows"},
     )  # fmt: skip
