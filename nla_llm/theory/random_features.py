@@ -299,8 +299,8 @@ def recentring_shift(q: Array, k: Array) -> Array:
     """Shift c (..., 1, d) of the keys, k + c, that makes the mean of |x + y|² over all pairs least: c = −(q̄ + k̄).
 
     Softmax does not change when one vector is added to all keys, positive features do. The mean of |x + y|² drops by
-    exactly scale · |q̄ + k̄|². For trigonometric features, whose variance grows with |x − y|², it is the wrong shift: there
-    c = q̄ − k̄ is the best. The factor √scale stands on both sides alike, so c is in the units of k. In the array
+    exactly scale · |q̄ + k̄|². For trigonometric features, whose variance grows with |x − y|², it is the wrong one:
+    there c = q̄ − k̄ is the best. The factor √scale stands on both sides alike, so c is in the units of k. In the array
     namespace of q and k. Derived from the mean of a squared distance.
 
     Examples

@@ -41,8 +41,8 @@ class RandomFeatures(ABC):
     orthogonal
         ``orthogonal=True`` is short for ``directions="orthogonal"``.
     recentre
-        Shift all keys by one constant, which leaves softmax unchanged, to where the exponent of the variance is least in
-        the mean: by −mean(k) − mean(q) for functions whose variance grows with |x + y|², which drops by exactly
+        Shift all keys by one constant, which leaves softmax unchanged, to where the exponent of the variance is least
+        in the mean: by −mean(k) − mean(q) for functions whose variance grows with |x + y|², which drops by exactly
         |mean(x) + mean(y)|² in the mean, by −mean(k) + mean(q) for trigonometric ones and random phases, whose variance
         grows with |x − y|², and by −mean(k) for hybrid ones, which have both. It looks at all keys, so there is no
         causal form.
