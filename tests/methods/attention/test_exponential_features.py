@@ -246,7 +246,9 @@ def test_large_exponents_are_cheaper_with_the_optimum():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("name", "options"), [*ALL, ("hybrid_features", {})], ids=str)
 def test_recentring_lowers_the_exponent_by_the_square_of_the_mean(name, options, masked):
-    q, k = draw(0, 60, 5) + 0.8, draw(1, 60, 5) + 0.8
+    """That of |x + y|²; of |x − y|² for phases; of their mean for hybrids."""
+    signs = {"phase_features": (-1,), "hybrid_features": (1, -1)}.get(name, (1,))
+    q, k = draw(0, 60, 5) + 0.8, draw(1, 60, 5) + 1.9
     keep = np.arange(60) % 3 != 0 if masked else np.ones(60, dtype=bool)
     problem = nl.AttentionProblem(q, k, key_mask=keep if masked else None)
     plain = nl.method(name, m=4, **options)
@@ -254,9 +256,9 @@ def test_recentring_lowers_the_exponent_by_the_square_of_the_mean(name, options,
 
     def mean_square(method):
         x, y = method._scaled(problem)
-        return np.mean(np.sum((x[:, None] + y[None, keep]) ** 2, -1))
+        return np.mean([np.mean(np.sum((sign * x[:, None] + y[None, keep]) ** 2, -1)) for sign in signs])
 
-    drop = problem.scale * np.sum((q.mean(0) + k[keep].mean(0)) ** 2)
+    drop = problem.scale * np.sum((np.mean(signs) * q.mean(0) + k[keep].mean(0)) ** 2)
     assert drop > 1
     np.testing.assert_allclose(mean_square(plain) - mean_square(moved), drop, rtol=1e-12)
     assert moved.properties.shift_invariant
