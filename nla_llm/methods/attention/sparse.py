@@ -287,7 +287,7 @@ class StridedAttention(_Deterministic):
     """Softmax over every s-th key, counted from the query, and the nearest of the others, until there are m.
 
     The strided pattern of Child, Gray, Radford and Sutskever 2019 (arXiv 1904.10509, section 4.3), its two parts
-    A⁽¹⁾ (the latest keys) and A⁽²⁾ = {j : (i − j) mod s = 0} merged in one head as in their section 5.2; not their
+    A⁽¹⁾ (the latest keys) and A⁽²⁾ = {j : (i − j) mod s = 0} merged in one head, one of the ways published; not their
     fixed pattern, in which all queries share the s-th keys. Of the distances i − j >= 0 the causal form has the
     ⌈n/s⌉ multiples of s and the m − ⌈n/s⌉ least of the others: m keys for the last query, fewer for those before.
     Without causality distances go both ways, and each query sees m keys, its window moved inwards at the ends.

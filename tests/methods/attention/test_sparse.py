@@ -12,6 +12,7 @@ PATTERNS = [
     ("longformer", {"globals": 3}),
     ("bigbird", {}),
     ("bigbird", {"globals": 2}),
+    ("strided_attention", {}),
     ("block_sparse", {}),
 ]
 IDS = ["-".join([name, *(f"{k}={v}" for k, v in options.items())]) for name, options in PATTERNS]
@@ -76,8 +77,72 @@ def test_blocks_are_cut_from_the_left(n, m, causal):
     np.testing.assert_allclose(nl.method("block_sparse", m=m)(p).dense(), restricted(p, keep), rtol=1e-13)
 
 
+def strided_mask(n_q, n, m, s, *, causal):
+    """Row by row: keys at a multiple of s from the query, then a run of the others around it, up to m."""
+    keep = np.zeros((n_q, n), bool)
+    for i in range(n_q):
+        place = min(i, n - 1)
+        strided = [j for j in range(n) if (place - j) % s == 0]
+        others = [j for j in range(n) if j not in strided]
+        if causal:
+            far = [a for a in range(n) if a % s]  # distances, the same for all queries: the last one sees m keys
+            reach = far[: m - len([a for a in range(n) if a % s == 0])]
+            keep[i, [j for j in range(i + 1) if j in strided or i - j in reach]] = True
+        else:
+            count = m - len(strided)
+            first = sum(j < place for j in others) - count // 2
+            first = min(max(first, 0), len(others) - count)
+            keep[i, strided + others[first : first + count]] = True
+    return keep
+
+
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("name", "options"), PATTERNS[:-1], ids=IDS[:-1])
+@pytest.mark.parametrize(
+    ("n", "m", "stride"),
+    [(1, 1, None), (2, 1, None), (2, 2, None), (13, 1, None), (13, 4, None), (13, 13, None), (97, 12, None),
+     (97, 13, 8), (13, 7, 2), (13, 12, 2), (13, 13, 3), (13, 5, 40), (64, 16, None)],
+)  # fmt: skip
+def test_strides_are_counted_from_the_query(n, m, stride, causal):
+    s = stride or max(2, -(-n // -(-m // 2)))
+    for n_q in (n,) if causal else (n, n + 5, max(1, n - 3)):
+        p = problem(n_q, n, causal=causal)
+        keep = strided_mask(n_q, n, m, s, causal=causal)
+        op = nl.method("strided_attention", m=m, stride=stride)(p)
+        np.testing.assert_allclose(op.dense(), restricted(p, keep), rtol=1e-12)
+        assert (keep.sum(axis=1) == m).all() or causal
+        assert keep[-1].sum() == m
+
+
+def test_the_published_stride_is_the_root_of_n():
+    """Child et al., section 4.3: the l latest keys and every l-th, l = √n; here a distance that is both counts once."""
+    n, stride = 144, 12
+    keep = support("strided_attention", problem(n, causal=True), 2 * stride)
+    i, j = np.arange(n)[:, None], np.arange(n)[None, :]
+    published = (j <= i) & ((i - j < stride) | ((i - j) % stride == 0))
+    assert np.all(keep[published])
+    assert np.array_equal(keep, (j <= i) & ((i - j <= stride + 1) | ((i - j) % stride == 0)))
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 9}])
+def test_counts_of_strides_are_the_formula(options):
+    rng = np.random.default_rng(5)
+    for _ in range(12):
+        causal = bool(rng.integers(2))
+        n_q, n_k = (int(n) for n in rng.integers(10, 120, 2))
+        p = problem(n_k if causal else n_q, n_k, causal=causal)
+        method = nl.method("strided_attention", m=int(rng.integers(-(-n_k // 9), n_k + 1)), **options)
+        assert nl.costs.count(method, p) == method.cost(p).at(p, method)
+
+
+def test_a_stride_that_leaves_too_many_keys_is_refused():
+    with pytest.raises(ValueError, match="stride=4 leaves 5 of 20 keys, more than m=4"):
+        nl.method("strided_attention", m=4, stride=4)(problem(20))
+    with pytest.raises(ValueError, match="stride must be a whole number >= 2"):
+        nl.method("strided_attention", m=4, stride=1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("name", "options"), PATTERNS[:-2], ids=IDS[:-2])
 @pytest.mark.parametrize("m", [3, 8, 131])
 def test_every_query_sees_m_keys(name, options, m, causal):
     n, g = 131, options.get("globals", int(name != "sliding_window"))
@@ -173,7 +238,7 @@ def test_logits_that_overflow_every_exponential(causal):
     np.testing.assert_allclose(dense.sum(-1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sliding_window", "longformer", "block_sparse"])
+@pytest.mark.parametrize("name", ["sliding_window", "longformer", "block_sparse", "strided_attention"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_promised_error_is_the_error(name, causal):
     p = problem(300, batch=(2,), causal=causal)
