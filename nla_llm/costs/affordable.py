@@ -11,7 +11,8 @@ __all__ = ["affordable"]
 def affordable(method: Any, problem: Any, operations: float, *, largest: int, stage: str = "total") -> Any:
     """The same method with the largest budget that costs at most ``operations`` for one head, or None if none does.
 
-    By bisection on the formula, which must not fall with the budget.
+    Exact where the cost does not fall with the budget. Where it does (blocks that fit better, fewer of them), budgets up
+    to 64 are all tried, and beyond them steps of 5 %, between the last two of which the cost is taken to grow.
 
     Parameters
     ----------
@@ -48,10 +49,24 @@ def affordable(method: Any, problem: Any, operations: float, *, largest: int, st
 
     if budget is None:
         return method if fits(method) else None
-    if not fits(replace(method, **{budget: 1})):
+    high = largest + 1  # does not fit or is not wanted
+    for low in reversed(_ladder(largest)):
+        if fits(replace(method, **{budget: low})):
+            break
+        high = low
+    else:
         return None
-    low, high = 1, largest + 1  # low fits, high does not or is not wanted
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(replace(method, **{budget: middle})) else (low, middle)
     return replace(method, **{budget: low})
+
+
+def _ladder(largest: int) -> list[int]:
+    """Budgets to try, ascending: all up to 64, then in steps of 5 %, and the largest."""
+    steps = []
+    step = 1
+    while step < largest:
+        steps.append(step)
+        step += max(1, step // 20) if step >= 64 else 1
+    return [*steps, largest]

@@ -28,6 +28,23 @@ def test_the_other_hyper_parameters_stay():
     assert found.m > 7
 
 
+@pytest.mark.parametrize(("name", "share"), [("monarch", 0.7), ("eva", 0.5), ("reformer", 0.3)])
+def test_costs_that_fall_with_the_budget(name, share):
+    """Large blocks, or few of them, are cheaper here than small ones: the first budget may fit where others do not."""
+    x = np.zeros((256, 32))
+    problem = nl.AttentionProblem(x, x)
+    totals = {m: total_of(nl.method(name, m=m), problem) for m in range(1, 65)}
+    assert min(np.diff(list(totals.values()))) < 0
+    operations = share * nl.costs.exact_attention(problem).at(problem).total()
+    fitting = [m for m, total in totals.items() if total <= operations]
+    assert fitting
+    assert affordable(nl.method(name, m=1), problem, operations, largest=64).m == fitting[-1]
+
+
+def total_of(method, problem):
+    return method.cost(problem).at(problem, method).total()
+
+
 def test_no_more_than_the_largest():
     assert affordable(nl.method("random_keys", m=1), PROBLEM, 1e12, largest=96).m == 96
 
