@@ -62,8 +62,7 @@ def volume_sampling_error(eigenvalues: ArrayLike, k: int) -> float:
     2.0
     """
     values = _spectrum(eigenvalues, k)
-    e = elementary_symmetric(values / values[0])  # scaled, so that products of many values stay in range
-    return float((k + 1) * e[k + 1] / e[k] * values[0]) if k < values.size else 0.0
+    return float((k + 1) * np.exp(_log_ratio_of_symmetric(values, k))) if k < values.size else 0.0
 
 
 def volume_sampling_bound(eigenvalues: ArrayLike, k: int) -> float:
@@ -235,6 +234,15 @@ def clustering_bound(distances: ArrayLike, key_norm: ArrayLike, scale: float) ->
     """
     norm = np.asarray(key_norm, dtype=np.float64)[..., None]
     return np.asarray(lipschitz_constant() * abs(scale) * np.asarray(distances, dtype=np.float64) * norm)
+
+
+def _log_ratio_of_symmetric(values: Matrix, k: int) -> float:
+    """log e_{k+1}/e_k of numbers >= 0, through logarithms: the e of a thousand numbers leave the range of float64."""
+    log_e = np.append(0.0, np.full(k + 1, -np.inf))
+    with np.errstate(divide="ignore"):
+        for log_x in np.log(values):
+            log_e[1:] = np.logaddexp(log_e[1:], log_x + log_e[:-1])
+    return float(log_e[k + 1] - log_e[k])
 
 
 def _spectrum(eigenvalues: ArrayLike, k: int) -> Matrix:

@@ -1,5 +1,6 @@
 """Columns: volume sampling by enumeration, structural bounds, leverage, the iterated inverse against matrices."""
 
+from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
@@ -25,6 +26,22 @@ def nystrom(a, s):
 SPECTRA = [np.array([5.0, 2.0, 1.0, 0.5, 0.1, 0.02, 1e-3]), np.ones(6), 0.3 ** np.arange(8)]
 
 # -- volume sampling (C2) ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "k"), [(30, 7), (600, 300), (1500, 700)])
+def test_volume_sampling_of_a_flat_spectrum(n, k):
+    """All subsets are alike and leave n − k; the binomial coefficients on the way leave the range of float64."""
+    assert columns.volume_sampling_error(np.full(n, 2.0), k) == pytest.approx(2.0 * (n - k), rel=1e-9)
+
+
+def test_volume_sampling_of_a_decaying_spectrum_of_many_values():
+    """Ratios e_{k+1}/e_k of 1/i, i = 1 … n: the coefficients of Π (1 + t/i) = C(n + t, n), in whole numbers."""
+    n, k = 600, 300
+    stirling = [1]
+    for i in range(1, n + 1):  # Π (i + t), lowest power first
+        stirling = [i * a + b for a, b in zip([*stirling, 0], [0, *stirling], strict=True)]
+    expected = (k + 1) * float(Fraction(stirling[k + 1], stirling[k]))
+    assert columns.volume_sampling_error(1 / np.arange(1.0, n + 1), k) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
