@@ -11,8 +11,8 @@ __all__ = ["affordable"]
 def affordable(method: Any, problem: Any, operations: float, *, largest: int, stage: str = "total") -> Any:
     """The same method with the largest budget that costs at most ``operations`` for one head, or None if none does.
 
-    Exact where the cost does not fall with the budget. Where it does (blocks that fit better, fewer of them), budgets up
-    to 64 are all tried, and beyond them steps of 5 %, between the last two of which the cost is taken to grow.
+    Exact where the cost does not fall with the budget. Where it does (fewer blocks, or blocks that fit), all budgets up
+    to 64 are tried, and beyond them steps of 5 %, between the last two of which the cost is taken to grow.
 
     Parameters
     ----------
