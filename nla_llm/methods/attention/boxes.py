@@ -104,7 +104,8 @@ class Boxes(NamedTuple):
             if self.causal:
                 rows = start + np.arange(tiles * tall).reshape(tiles, tall, 1)
                 seen = seen & (place[:, None, :] <= rows)
-            found.append(Near(start, np.minimum(place, self.n_k - 1), np.broadcast_to(seen, (tiles, tall, width))))
+            seen = np.array(np.broadcast_to(seen, (tiles, tall, width)))  # PyTorch wants arrays that may be written to
+            found.append(Near(start, np.minimum(place, self.n_k - 1), seen))
         return found
 
 
