@@ -25,6 +25,7 @@ __all__ = [
     "uniform_error",
 ]
 
+_LEAST = 1e-140  # of the entries of a row: u² at u = 50/p has to be a number
 _STEP = 0.25  # of the trapezoidal rule in log u: its error is of the order of exp(−π²/step), below 1e-16
 
 
@@ -175,6 +176,8 @@ def random_keys_error(p: ArrayLike, m: int, *, replacement: bool = False) -> Mat
     rows = _check_rows(p)
     n = rows.shape[-1]
     _check_draws(m, n, replacement=replacement)
+    if not bool(np.all(rows > _LEAST)):
+        raise ValueError(f"entries of p must be above {_LEAST:g}, the squares of their reciprocals are needed")
     flat = rows.reshape(-1, n)
     one = _error_with_replacement if replacement else _error_without_replacement
     return np.asarray([one(row, m) for row in flat]).reshape(rows.shape[:-1])
@@ -219,17 +222,22 @@ def _subset_transform(p: Matrix, m: int, u: float) -> float:
 
 
 def _saddle_point(shift: Matrix, m: int) -> float:
-    """log ρ with Σ_l expit(log ρ − shift_l) = m, by bisection."""
-    n = len(shift)
-    centre = float(np.log(m / (n - m)))
-    low, high = centre + float(shift.min()), centre + float(shift.max())
-    for _ in range(60):
+    """log ρ with Σ_l expit(log ρ − shift_l) = m, by bisection; the least one that rounding allows.
+
+    It lies within log n of the m-th and the next of the ascending shifts. That matters where shifts differ by many
+    orders of magnitude, as they do in a sharp row: between all of them a bisection has no digits left.
+    """
+    n, ordered = len(shift), np.sort(shift)
+    low, high = float(ordered[m - 1] - np.log(n)), float(ordered[m] + np.log(n))
+    for _ in range(1100):
         middle = (low + high) / 2
+        if not low < middle < high:
+            break
         if float(np.sum(expit(middle - shift))) < m:
             low = middle
         else:
             high = middle
-    return (low + high) / 2
+    return high
 
 
 def _check_rows(p: ArrayLike) -> Matrix:

@@ -34,6 +34,19 @@ def test_random_keys_by_enumeration_of_all_draws(replacement, spread, m):
     )
 
 
+@pytest.mark.parametrize("spread", [80.0, 300.0])
+@pytest.mark.parametrize("m", [1, 3, 7])
+def test_random_keys_on_sharp_rows(spread, m):
+    """Logits that differ by hundreds, against all subsets: entries of p differ by more digits than a float64 has."""
+    p = np.exp(np.linspace(-spread, 0.0, 8))
+    p /= p.sum()
+    errors = []
+    for subset in itertools.combinations(range(8), m):
+        kept = np.isin(np.arange(8), subset)
+        errors.append(np.sum((np.where(kept, p / p[kept].sum(), 0) - p) ** 2))
+    assert yardsticks.random_keys_error(p, m) == pytest.approx(np.mean(errors), rel=1e-10)
+
+
 def test_all_keys_without_replacement_leave_no_error():
     p = rows(np.random.default_rng(1), 6, 1.0)
     assert np.all(yardsticks.random_keys_error(p, 6) == 0)
@@ -99,6 +112,7 @@ def test_eckart_young_is_attained_by_truncation_and_beaten_by_nobody(norm, order
         (lambda: yardsticks.eckart_young([1.0], 0, "max"), "norm must be"),
         (lambda: yardsticks.random_keys_error([0.5, 0.6], 1), "sum to one"),
         (lambda: yardsticks.random_keys_error([1.0, 0.0], 1), "positive entries"),
+        (lambda: yardsticks.random_keys_error([1.0, 1e-200], 1), "above 1e-140"),
         (lambda: yardsticks.random_keys_error([0.5, 0.5], 3), "without replacement from 2"),
         (lambda: yardsticks.random_keys_relative_error(4, 0), "m must be"),
         (lambda: yardsticks.uniform_error(1.0, [0, 1]), "keys_seen must be"),
