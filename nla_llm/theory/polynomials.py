@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _ROWS = 256  # of the logits at a time
+_LARGEST = 600.0  # e^−B is what a tail has to be divided by: a number with room for tolerances below one
 
 
 # -- approximation of exp on an interval -------------------------------------------------------------------------------
@@ -44,7 +45,8 @@ def taylor_remainder(bound: ArrayLike, degree: int) -> Matrix:
     1.1664
     """
     b = _bound(bound)
-    return np.asarray(np.exp(b) * gammainc(_degree(degree) + 1, b))
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.asarray(np.exp(b + np.log(gammainc(_degree(degree) + 1, b))))
 
 
 def chebyshev_remainder(bound: ArrayLike, degree: int) -> Matrix:
@@ -61,7 +63,8 @@ def chebyshev_remainder(bound: ArrayLike, degree: int) -> Matrix:
     # I_k(B) e^(−B) falls as exp(−k²/2B), and faster beyond k = B
     terms = 60 + int(10 * np.sqrt(np.max(b, initial=0.0)))
     k = np.arange(p + terms, p, -1.0)  # the small ones are added first
-    return np.asarray(2 * np.exp(b) * np.sum(ive(k, b[..., None]), axis=-1))
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.asarray(2 * np.exp(b + np.log(np.sum(ive(k, b[..., None]), axis=-1))))
 
 
 def least_degree(bound: float, tolerance: float, *, basis: Literal["taylor", "chebyshev"] = "taylor") -> int:
@@ -79,6 +82,10 @@ def least_degree(bound: float, tolerance: float, *, basis: Literal["taylor", "ch
         raise ValueError(f"basis must be 'taylor' or 'chebyshev', got {basis!r}")
     if not (np.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance must be positive and finite, got {tolerance!r}")
+    if not bound <= _LARGEST:
+        raise ValueError(
+            f"bound must be at most {_LARGEST:g}: beyond it e^bound times the tail leaves float64, got {bound!r}"
+        )
     remainder = taylor_remainder if basis == "taylor" else chebyshev_remainder
     degree = 0
     while float(remainder(bound, degree)) > tolerance:

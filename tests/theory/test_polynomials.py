@@ -191,6 +191,7 @@ def test_beyond_the_root_of_an_odd_degree_nothing_is_promised():
         (lambda: poly.chebyshev_remainder(np.nan, 2), "bound must be"),
         (lambda: poly.taylor_root(1.5), "degree must be"),
         (lambda: poly.least_degree(1.0, 0.0), "tolerance must be"),
+        (lambda: poly.least_degree(800.0, 1e-3), "bound must be at most 600"),
         (lambda: poly.least_degree(1.0, 0.1, basis="legendre"), "basis must be"),
         (lambda: poly.normalised_entry_bound(1.0), "epsilon must be in"),
         (
@@ -202,3 +203,9 @@ def test_beyond_the_root_of_an_odd_degree_nothing_is_promised():
 def test_bad_input(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_remainders_of_wide_intervals_are_numbers():
+    assert poly.taylor_remainder(750.0, 3000) == 0  # 1e-506, not infinity times zero
+    assert poly.chebyshev_remainder(750.0, 3000) == 0
+    assert poly.taylor_remainder(800.0, 10) == np.inf
