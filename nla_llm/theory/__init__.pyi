@@ -3,6 +3,7 @@ from . import columns as columns
 from . import ensembles as ensembles
 from . import exponential_features as exponential_features
 from . import first_order as first_order
+from . import hierarchical as hierarchical
 from . import polynomials as polynomials
 from . import projections as projections
 from . import random_features as random_features

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, is_numpy, namespace
+from nla_llm.backend import Array, by_heads, device_of, eps, is_numpy, namespace
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from nla_llm.methods.attention.boxes import Level
 
-__all__ = ["Blocks", "cross_approximation", "cross_approximation_cost", "take_blocks"]
+__all__ = ["Blocks", "cross_approximation", "cross_approximation_cost", "references_of", "take_blocks"]
+
+
+REFERENCES = 64  # columns whose residual is known on all rows; more find better pivots and take as long as crosses
+NOISE = 16.0  # units of rounding of the largest entry of a row below which its residual is taken for zero; empirical
 
 
 class Blocks(NamedTuple):
@@ -25,7 +32,7 @@ class Blocks(NamedTuple):
     scale
         Logarithms of the scales of the rows, (..., B, s).
     pivots
-        (..., B, m); zero for a step that found nothing left.
+        (..., B, m); zero for a step whose row had nothing left but rounding.
     """
 
     left: Array
@@ -42,15 +49,22 @@ def take_blocks(x: Array, boxes: Any, size: int) -> Array:
     return xp.reshape(picked, (*x.shape[:-2], len(boxes), size, x.shape[-1]))
 
 
-def cross_approximation(x: Array, y: Array, mask: Array | None, top: Array, *, level: Level, m: int) -> Blocks:
-    """m crosses of each far block of a level, with partial pivoting (Bebendorf 2000, Numer. Math. 86).
+def references_of(level: Level) -> int:
+    """Reference columns of a block."""
+    return min(level.size, REFERENCES)
 
-    Step t takes the row I of the residual and divides it by its largest entry, at J; then the column J. The next row is
-    where that column is largest. Hence row residuals are at most one after the division, and a block of rank r <= m is
-    found exactly. Scales of rows (a diagonal factor, which no cross notices) keep exp in range: they begin with ``top``
-    or the mean logit of the block, whichever is larger, and grow with the logits of the columns that are met. So a row
-    whose near field is far above the block takes no part in the choice of pivots. The first row is that of the largest
-    mean logit against ``top``.
+
+def cross_approximation(x: Array, y: Array, mask: Array | None, top: Array, *, level: Level, m: int) -> Blocks:
+    """m crosses of each far block of a level, with partial pivoting and reference columns.
+
+    Bebendorf 2000 (Numer. Math. 86); Grasedyck 2005 (Computing 74) for the references. Step t takes the row I of the
+    residual and divides it by its largest entry, at J; then the column J. Hence row residuals are at most one after the
+    division, and a cross removes one from the rank of the residual. The next row is where the residual of at most 64
+    reference columns, evenly spaced in the box, is largest; where nothing is left of these, where the last column is.
+
+    Scales of rows (a diagonal factor, which no cross notices) keep exp in range: they begin with what the row sums up
+    to, by the largest logit of the near field and by the references, and grow with the logits of columns that are met.
+    So a row whose near field is far above the block takes no part in the choice of pivots.
 
     Parameters
     ----------
@@ -59,80 +73,169 @@ def cross_approximation(x: Array, y: Array, mask: Array | None, top: Array, *, l
     mask
         (..., n_k), True for visible keys, or None.
     top
-        Largest logits in the near field, (..., n_q, 1), −∞ where there are none.
+        Largest logits in the near field, (..., n_q, 1), −∞ where there are none or where they must not be looked at.
     """
     xp = namespace(x)
     n_q, n_k = x.shape[-2], y.shape[-2]
-    slot = np.arange(level.size)
-    inside_q = level.rows[:, None] * level.size + slot < n_q
-    inside_k = level.columns[:, None] * level.size + slot < n_k
-    device = device_of(x)
-    shown = xp.asarray(inside_k[:, None, :], device=device)
+    slot, device = np.arange(level.size), device_of(x)
+    inside = level.rows[:, None] * level.size + slot < n_q
+    filled = np.minimum(n_k - level.columns * level.size, level.size)[:, None]  # slots with a key in each box
+    shown = xp.asarray((slot < filled)[:, None, :], device=device)
     if mask is not None:
         shown = shown & xp.matrix_transpose(take_blocks(mask[..., None], level.columns, level.size))
     parts = [take_blocks(a, boxes, level.size) for a, boxes in ((x, level.rows), (y, level.columns), (top, level.rows))]
-    parts += [shown, xp.asarray(inside_q[:, None, :], device=device)]
+    count = references_of(level)
+    references = np.broadcast_to((2 * np.arange(count) + 1) * level.size // (2 * count), (len(level.rows), count))
+    parts += [shown, *(xp.asarray(a[:, None, :], device=device) for a in (inside, references))]
     batch = np.broadcast_shapes(*(part.shape[:-2] for part in parts))
     flat = [xp.reshape(xp.broadcast_to(a, (*batch, *a.shape[-2:])), (-1, *a.shape[-2:])) for a in parts]
-    found = by_heads(lambda *blocks: _crosses(m, *blocks), *flat)
+    found = by_heads(partial(_crosses_of_some, m), *flat)
     left, right, scale, pivots = (xp.reshape(a, (*batch, *a.shape[1:])) for a in found)
     return Blocks(left, right, scale[..., 0, :], pivots[..., 0])
 
 
+def _crosses_of_some(m: int, *blocks: Array) -> tuple[Array, ...]:
+    """On NumPy a single block goes its own way, where every step would spend more time on calls than on numbers."""
+    if is_numpy(*blocks) and blocks[0].shape[0] == 1:
+        return tuple(a[None] for a in _crosses_of_one(m, *(block[0] for block in blocks)))
+    return _crosses(m, *blocks)
+
+
 def _crosses(m: int, *blocks: Array) -> tuple[Array, ...]:
     """Left and right factors (B, m, s), scales (B, 1, s) and pivots (B, m, 1) of blocks x, y (B, s, d)."""
-    x, y, top, shown, inside = blocks
+    x, y, near, shown, inside, references = blocks
     xp, t = namespace(x), namespace(x).matrix_transpose
     (b, s), like = x.shape[:2], {"dtype": x.dtype, "device": device_of(x)}
     left, right = xp.zeros((b, m, s), **like), xp.zeros((b, m, s), **like)
-    nothing, lowest = xp.zeros((), **like), xp.asarray(-xp.inf, **like)
+    nothing, lowest, noise = xp.zeros((), **like), xp.asarray(-xp.inf, **like), NOISE * eps(x)
     place = xp.arange(s, device=device_of(x))[None, None, :]
-    weights = xp.astype(shown, x.dtype)
-    count = xp.sum(xp.astype(shown, xp.int64), axis=-1, keepdims=True)
-    mean = (weights @ y) / xp.astype(xp.where(count > 0, count, xp.ones_like(count)), x.dtype)
-    means = mean @ t(x)  # (B, 1, s)
-    scale = xp.maximum(t(top), means)
-    merit = means - scale  # at most zero: how far a row's mean lies below the largest of its near field
+    known, scale, merit = _references(x, y, near, shown, references)
     unused = inside
-    row = _argmax(xp.where(unused, merit, lowest))
+    row = _next_row(known, merit, merit, unused, noise)
     pivots = []
     for i in range(m):
         logits = xp.where(shown, _rows_at(x, row) @ t(y), lowest)
-        own = xp.take_along_axis(scale, row, axis=-1)
-        shift = xp.maximum(own, xp.max(logits, axis=-1, keepdims=True))
+        own, top = xp.take_along_axis(scale, row, axis=-1), xp.max(logits, axis=-1, keepdims=True)
+        shift = xp.maximum(own, top)
         residual = xp.exp(logits - shift)
         if i:
             residual -= (t(_columns_at(left[:, :i, :], row)) * xp.exp(own - shift)) @ right[:, :i, :]
         column = _argmax(xp.abs(residual))
         pivot = xp.take_along_axis(residual, column, axis=-1)
-        some = pivot != 0
-        right[:, i, :] = (residual / xp.where(some, pivot, xp.ones_like(pivot)))[:, 0, :]
+        some = xp.abs(pivot) > noise * xp.exp(top - shift)
+        residual = xp.where(some, residual / xp.where(some, pivot, xp.ones_like(pivot)), nothing)
+        right[:, i, :] = residual[:, 0, :]
         logits = xp.where(some, _rows_at(y, column) @ t(x), lowest)
         grown = xp.maximum(scale, logits)
-        _rescale(left[:, :i, :], scale, grown)
-        scale = grown
+        decay, scale = xp.exp(scale - grown), grown
+        left[:, :i, :] = left[:, :i, :] * decay
         cross = xp.exp(logits - scale)
         if i:
             cross -= t(_columns_at(right[:, :i, :], column)) @ left[:, :i, :]
         cross = xp.where(some, cross, nothing)
         left[:, i, :] = cross[:, 0, :]
-        pivots.append(pivot[:, :, 0])
+        pivots.append(xp.where(some, pivot, nothing)[:, :, 0])
         if i + 1 < m:
+            known = known * decay - t(xp.take_along_axis(residual, references, axis=-1)) * cross
             unused = unused & (place != row)
-            size = xp.where(unused, xp.abs(cross), -xp.ones_like(cross))
-            best, other = _argmax(size), _argmax(xp.where(unused, merit, lowest))
-            row = xp.where(xp.take_along_axis(size, best, axis=-1) > 0, best, other)
-    return xp.where(inside, left, nothing), right, scale, xp.stack(pivots, axis=1)
+            row = _next_row(known, xp.abs(cross), merit, unused, noise)
+    return *_below_largest(xp.where(inside, left, nothing), right, scale), xp.stack(pivots, axis=1)
 
 
-def _rescale(left: Array, before: Array, after: Array) -> None:
-    """Rows of the block at their new scale, in the buffer; where a scale has not changed the factor is one."""
+def _references(x: Array, y: Array, near: Array, shown: Array, references: Array) -> tuple[Array, Array, Array]:
+    """Residuals of the reference columns (B, c, s), the first scales and the merits of rows (B, 1, s)."""
+    xp, t = namespace(x), namespace(x).matrix_transpose
+    index = xp.broadcast_to(t(references), (*references.shape[:-2], references.shape[-1], y.shape[-1]))
+    seen = t(xp.take_along_axis(shown, references, axis=-1))
+    logits = xp.take_along_axis(y, index, axis=-2) @ t(x)
+    logits = xp.where(seen, logits, xp.asarray(-xp.inf, dtype=x.dtype, device=device_of(x)))
+    merit = _log_sum_exp(logits, factor=y.shape[-2] / references.shape[-1])
+    scale = _log_sum_exp(xp.concat([t(near), merit], axis=-2))
+    scale = xp.where(scale > -xp.inf, scale, xp.zeros_like(scale))  # a mask hides all that is known of the row
+    merit = xp.where(merit > -xp.inf, merit - scale, xp.full_like(merit, -1e30))  # of these too each comes but once
+    return xp.exp(logits - scale), scale, merit
+
+
+def _log_sum_exp(logits: Array, *, factor: float = 1.0) -> Array:
+    """log(factor Σ exp) of columns, −∞ where all of them are."""
+    xp = namespace(logits)
+    top = xp.max(logits, axis=-2, keepdims=True)
+    top = xp.where(top > -xp.inf, top, xp.zeros_like(top))
+    total = factor * xp.sum(xp.exp(logits - top), axis=-2, keepdims=True)
+    some = total > 0
+    return xp.where(some, top + xp.log(xp.where(some, total, xp.ones_like(total))), xp.full_like(top, -xp.inf))
+
+
+def _below_largest(left: Array, right: Array, scale: Array) -> tuple[Array, Array, Array]:
+    """Scales by what the rows of the crosses hold, −∞ for nothing, instead of by the logits that were met."""
     xp = namespace(left)
-    if is_numpy(left) and left.shape[0] == 1:
-        changed = np.flatnonzero(after[0, 0] > before[0, 0])
-        left[:, :, changed] *= np.exp(before[:, :, changed] - after[:, :, changed])
-        return
-    left[...] = left * xp.exp(before - after)
+    peak = xp.max(xp.abs(left), axis=-2, keepdims=True)
+    some = peak > 0
+    peak = xp.where(some, peak, xp.ones_like(peak))
+    left /= peak
+    return left, right, xp.where(some, scale + xp.log(peak), xp.full_like(peak, -xp.inf))
+
+
+def _next_row(known: Array, last: Array, merit: Array, unused: Array, noise: float) -> Array:
+    """Where the references have most left; else where the last column is largest; else where the logits are."""
+    xp = namespace(known)
+    lost = -xp.ones_like(last)
+    first, second = (xp.where(unused, a, lost) for a in (xp.max(xp.abs(known), axis=-2, keepdims=True), last))
+    row, next_best = _argmax(first), _argmax(second)
+    found, found_next = (xp.take_along_axis(a, i, axis=-1) > noise for a, i in ((first, row), (second, next_best)))
+    other = _argmax(xp.where(unused, merit, xp.full_like(merit, -xp.inf)))
+    return xp.where(found, row, xp.where(found_next, next_best, other))
+
+
+def _crosses_of_one(m: int, *block: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """The NumPy path of :func:`_crosses` for one block; only rows whose scale has grown are rescaled."""
+    x, y, _, shown, inside, references = block
+    hidden, picked = np.flatnonzero(~shown[0]), references[0]
+    left, right = np.zeros((m, len(x)), x.dtype), np.zeros((m, len(y)), x.dtype)
+    pivots, noise = np.zeros((m, 1), x.dtype), x.dtype.type(NOISE * eps(x))
+    known, scale, merit = (a[0] for a in _references(*(a[None] for a in (*block[:4], references))))
+    scale, merit, used = scale[0].copy(), np.where(inside[0], merit[0], -np.inf), ~inside[0]
+
+    def next_row(last: NDArray[Any]) -> int:
+        for size in (np.maximum(known.max(axis=0), -known.min(axis=0)), last):
+            size[used] = -1
+            best = int(size.argmax())
+            if size[best] > noise:
+                return best
+        return int(merit.argmax())
+
+    row = next_row(merit.copy())
+    for i in range(m):
+        logits = y @ x[row]
+        logits[hidden] = -np.inf
+        top = logits.max()
+        shift = np.maximum(scale[row], top)
+        residual = np.exp(np.subtract(logits, shift, out=logits), out=logits)
+        if i:
+            residual -= (left[:i, row] * np.exp(scale[row] - shift)) @ right[:i]
+        column = int(np.abs(residual).argmax())
+        pivot = residual[column]
+        used[row], merit[row] = True, -np.inf
+        if not np.abs(pivot) > noise * np.exp(top - shift):
+            row = next_row(np.zeros_like(scale))
+            continue
+        pivots[i, 0] = pivot
+        np.divide(residual, pivot, out=right[i])
+        logits = x @ y[column]
+        grown = np.flatnonzero(logits > scale)
+        if len(grown):
+            decay = np.exp(scale[grown] - logits[grown])
+            left[:i, grown] *= decay
+            known[:, grown] *= decay
+            scale[grown] = logits[grown]
+        cross = np.exp(np.subtract(logits, scale, out=logits), out=left[i])
+        if i:
+            cross -= right[:i, column] @ left[:i]
+        if i + 1 < m:
+            known -= np.multiply.outer(right[i, picked], cross)
+            row = next_row(np.abs(cross))
+    left[:, ~inside[0]] = 0
+    return *(a[0] for a in _below_largest(left[None], right[None], scale[None, None])), pivots
 
 
 def _argmax(a: Array) -> Array:
@@ -151,15 +254,19 @@ def _columns_at(a: Array, index: Array) -> Array:
     return xp.take_along_axis(a, xp.broadcast_to(index, (*a.shape[:-1], 1)), axis=-1)
 
 
-def cross_approximation_cost(slots: Any, blocks: Any, d: Any) -> costs.Operations:
-    """Costs of m crosses of ``blocks`` far blocks that have as many slots of rows together."""
+def cross_approximation_cost(slots: Any, blocks: Any, columns: Any, d: Any) -> costs.Operations:
+    """Costs of m crosses of far blocks with so many slots of rows, and entries of reference columns, together."""
     m, count = costs.m, costs.Operations
-    means = count(madd=2 * slots * d, div=blocks * d, compare=slots, add=slots)
-    choice = count(compare=slots - blocks)  # a maximum of each block
+    both = columns + 2 * slots  # and the near field
+    start = count(madd=columns * d, add=2 * both, exp=both + 2 * slots, compare=both + 2 * slots, mul=2 * slots)
+    start += count(add=columns + slots, exp=columns, compare=2 * slots)
+    largest = count(compare=slots - blocks)  # a maximum of each block
+    row = count(compare=columns - slots + 2 * blocks) + 3 * largest
     pairs = m * (m - 1) / 2  # of a cross and an earlier one
-    cross = count(madd=2 * slots * d, add=3 * slots, exp=3 * slots, div=slots, compare=slots + 2 * blocks)
+    cross = count(madd=2 * slots * d, add=3 * slots + blocks, exp=3 * slots + blocks, div=slots, mul=blocks)
+    cross += count(compare=slots + 2 * blocks) + 2 * largest
     earlier = count(madd=2 * slots * pairs, mul=(slots + blocks) * pairs)
-    later = count(add=2 * slots + blocks, exp=blocks) * (m - 1)
-    total: costs.Operations = means + m * cross + earlier + later
-    total += choice * (1 + 2 * m) + (2 * choice + count(compare=blocks)) * (m - 1)
+    later = count(add=2 * slots + blocks + columns, exp=blocks, mul=2 * columns) * (m - 1)
+    start += count(compare=slots * m, add=slots, exp=slots, div=slots * m)  # scales at the end
+    total: costs.Operations = start + m * (cross + row) + earlier + later
     return total

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, namespace
+from nla_llm.backend import Array, device_of, namespace, to_numpy
 from nla_llm.methods.attention.boxes import (
     PROMISES,
     Level,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["HTransformer"]
 
@@ -54,9 +55,9 @@ class HTransformer:
     together. Where m is odd the last group of a block has 2^l tokens. Groups at the end, and groups with hidden keys,
     are means over the tokens that they really have.
 
-    Rows sum to one, entries are nonnegative, and with m >= n/2 it is softmax. The error of an entry before
-    normalisation is :func:`nla_llm.theory.hierarchical.block_constant_error`. In the causal form a group of queries
-    averages over later queries of the same group too, as published; keys and values are earlier ones always.
+    Rows sum to one, entries are nonnegative, and with m >= n/2 it is softmax. What a block is wrong by before
+    normalisation is bounded by :func:`nla_llm.theory.hierarchical.block_constant_error`. In the causal form a group of
+    queries averages over later queries of the same group too, as published; keys and values are earlier ones always.
 
     Parameters
     ----------
@@ -95,6 +96,21 @@ class HTransformer:
             rows = Product(Diagonal(xp.exp(part.top - scale)), part.rows.T)
             op = Sum(op, Product(rows, Product(part.kernel, part.columns)))
         return RowNormalised(op, row_scale_log=scale)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Bound of the Frobenius error from the spread of the tokens within their groups."""
+        from nla_llm.theory.hierarchical import block_constant_theory, coarse_logit_error  # noqa: PLC0415 - SciPy
+
+        q, k = (to_numpy(problem.xp.astype(z, problem.xp.float64)) for z in (problem.scale * problem.q, problem.k))
+        mask = None if problem.key_mask is None else to_numpy(problem.key_mask)
+        exact, n_q = problem.exact(), problem.n_q
+        blocks = (to_numpy(exact.rows(s, s + 256)) for s in range(0, n_q, 256))
+        norms = np.concatenate([np.linalg.norm(rows, axis=-1) for rows in blocks], axis=-1)
+        delta = np.zeros(norms.shape)
+        for level in boxes_of(n_q, problem.n_k, self.m, 1, problem.causal).levels:
+            rows, columns = (_bounds(n, level.size, self.m) for n in (n_q, problem.n_k))
+            delta = np.maximum(delta, coarse_logit_error(q, k, rows, columns, mask))
+        return block_constant_theory(norms, delta, exact.shape)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Near pairs; on each level means of tokens and pairs of groups; sums over groups and their products."""

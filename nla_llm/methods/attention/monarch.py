@@ -39,8 +39,9 @@ class MonarchAttention:
     divergence Σ KL(P̂‖P). It starts from L = identity: every block of keys by the queries of the block of its number (of
     the last one where there are fewer). O(n_q n_k (m⁻¹ + m/n_q) d) operations a step, O(n √n d) at m = √n.
 
-    Rows sum to one, entries are nonnegative. It does not converge to softmax as m grows: it is exact at m = 1 and at
-    m = n, and most economical between. Tokens that fill up the last blocks have no weight.
+    Rows sum to one, entries are nonnegative. It does not converge to softmax as m grows: it is exact at m = 1 and where
+    one block holds all queries, m >= n_q, and most economical between. Tokens that fill up the last blocks have no
+    weight.
 
     Parameters
     ----------
