@@ -85,7 +85,7 @@ def cross_approximation(x: Array, y: Array, mask: Array | None, top: Array, *, l
         shown = shown & xp.matrix_transpose(take_blocks(mask[..., None], level.columns, level.size))
     parts = [take_blocks(a, boxes, level.size) for a, boxes in ((x, level.rows), (y, level.columns), (top, level.rows))]
     count = references_of(level)
-    references = np.broadcast_to((2 * np.arange(count) + 1) * level.size // (2 * count), (len(level.rows), count))
+    references = np.tile((2 * np.arange(count) + 1) * level.size // (2 * count), (len(level.rows), 1))
     parts += [shown, *(xp.asarray(a[:, None, :], device=device) for a in (inside, references))]
     batch = np.broadcast_shapes(*(part.shape[:-2] for part in parts))
     flat = [xp.reshape(xp.broadcast_to(a, (*batch, *a.shape[-2:])), (-1, *a.shape[-2:])) for a in parts]
