@@ -146,6 +146,19 @@ class AttentionProblem:
             q, k, scale=self.scale, causal=self.causal, window=self.window, key_mask=self.key_mask, bias=bias
         )
 
+    def scaled_inputs(self) -> tuple[Array, Array]:
+        """x = √|scale| q and y = ± √|scale| k, the halves whose products x·y are the logits without the bias.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> x, y = AttentionProblem(np.eye(2), np.eye(2), scale=-4.0).scaled_inputs()
+        >>> (x @ y.T).tolist()
+        [[-4.0, 0.0], [0.0, -4.0]]
+        """
+        root = abs(self.scale) ** 0.5
+        return root * self.q, (root if self.scale >= 0 else -root) * self.k
+
     def map(self, function: Callable[[Array], Array]) -> Self:
         """The same problem with ``function`` applied to every array; not validated again."""
 

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, eps, generator, namespace
 from nla_llm.methods.attention.gaussian import (
-    half_squares,
     joined_tokens,
-    kernel_inputs,
     recentred_keys,
     recentring_cost,
 )
-from nla_llm.methods.attention.kernel import Features, kernel_attention, kernel_attention_cost
+from nla_llm.methods.attention.kernel import Features, half_square_norm, kernel_attention, kernel_attention_cost
 from nla_llm.methods.attention.landmarks import ILL_CONDITIONED, positive
 from nla_llm.methods.attention.leverage import hidden_last, leverage, ridge_leverage, ring, sample_cost
 from nla_llm.methods.registry import Properties, register, require, whole_number
@@ -82,7 +80,7 @@ class RPCholesky:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> RowNormalised:
         """Operator of rank m, normalised by rows."""
         require(self, problem)
-        xp, (x, y) = problem.xp, kernel_inputs(problem)
+        xp, (x, y) = problem.xp, problem.scaled_inputs()
         y = recentred_keys(x, y, problem.key_mask)
         tokens = joined_tokens(x, y)
         _enough(self.m, problem)
@@ -134,7 +132,7 @@ def random_pivots(tokens: Array, diagonal: Array, *, u: Array, balance: float) -
         that of the identity, and it must not become a feature. A residual below m eps is rounding and taken for zero.
     """
     xp, m = namespace(tokens), int(u.shape[0])
-    half = half_squares(tokens)[..., 0]
+    half = half_square_norm(tokens)[..., 0]
     residual = diagonal[..., 0]
     log_tilt = xp.where(residual > 0, 2.0 * balance * half, xp.full_like(half, -xp.inf))
     tilt = xp.exp(log_tilt - xp.max(log_tilt, axis=-1, keepdims=True))
@@ -205,7 +203,7 @@ def pivot_features(x: Array, pivots: Array, inverse: Array) -> Features:
     the triangle is applied. L⁻¹ being triangular, a pivot's own feature meets no cancellation with later ones.
     """
     xp = namespace(x)
-    log = x @ xp.matrix_transpose(pivots) - xp.matrix_transpose(half_squares(pivots))
+    log = x @ xp.matrix_transpose(pivots) - xp.matrix_transpose(half_square_norm(pivots))
     row = xp.max(log, axis=-1, keepdims=True)
     values = xp.exp(log - row) @ xp.matrix_transpose(inverse)
     some = values != 0
@@ -286,7 +284,7 @@ class CURAttention:
         require(self, problem)
         _enough_on_both_sides(self.m, problem)
         xp, draws = problem.xp, generator(rng)
-        x, y = kernel_inputs(problem)
+        x, y = problem.scaled_inputs()
         some_queries = self._sample(x, None, draws)
         some_keys = self._sample(y, problem.key_mask, draws)
         if self.core == "optimal":

@@ -10,6 +10,7 @@ import numpy as np
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, is_numpy, matmul_where, parallel
 from nla_llm.methods.attention.sparse import restriction_promise
+from nla_llm.methods.attention.tiles import enough_keys
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Panel, RowNormalised, TiledSparse
 
@@ -59,8 +60,7 @@ class TopK:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of class RowNormalised over tiles of one row."""
         require(self, problem)
-        if self.m > problem.n_k:
-            raise ValueError(f"m={self.m} keys a query are more than there are, n_k={problem.n_k}; pass m <= n_k")
+        enough_keys(self.m, problem)
         exact: Any = problem.exact(problem.q.dtype)
         find = _numpy_largest if is_numpy(problem.q) else _largest
         weights, keys, top = find(exact, self.m)

@@ -11,13 +11,11 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, generator, matmul_where, namespace
+from nla_llm.methods.attention.kernel import half_square_norm, half_square_norm_cost
 from nla_llm.methods.attention.near_tokens import (
     exp_of_fresh,
-    half_square_norm,
-    norms_cost,
     segment_means,
     segment_means_cost,
-    unit_scale,
 )
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Dense, Operator, Product, SegmentDiagonal, Segments, Sum
@@ -100,7 +98,7 @@ class Eva:
         require(self, problem)
         if self.m > min(problem.n_q, problem.n_k):
             raise ValueError(f"m={self.m} segments cannot be made of {problem.n_q} queries and {problem.n_k} keys")
-        (x, y), random = unit_scale(problem), generator(rng) if self.sampled else None
+        (x, y), random = problem.scaled_inputs(), generator(rng) if self.sampled else None
         xp, norms = namespace(x), half_square_norm(y)
         windows, levels = self._parts(problem)
         logits, shares = [], []
@@ -154,7 +152,7 @@ class Eva:
         b = Min(ceiling(n_k / w), n_q) if windows < self.m else m * Integer(2) ** halvings
         pairs = f.pairs_inside_segments(n_q, n_k, b, causal=problem.causal)
         slots = f.segment_slots(n_q, b, b)
-        parts = costs.Operations(mul=(n_q + n_k) * d) + norms_cost(n_k, d)
+        parts = costs.Operations(mul=(n_q + n_k) * d) + half_square_norm_cost(n_k, d)
         for halving in range(halvings + 1):
             c = m * 2**halving
             outer = (b, m) if halvings == 0 else (b, b)

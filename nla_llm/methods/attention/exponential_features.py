@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace, to_numpy
 from nla_llm.methods.attention.directions import ENSEMBLES, Directions
-from nla_llm.methods.attention.kernel import Features, kernel_attention_cost
-from nla_llm.methods.attention.random_features import RandomFeatures, half_square_norm, mean_of_tokens, promises
+from nla_llm.methods.attention.kernel import Features, half_square_norm, kernel_attention_cost
+from nla_llm.methods.attention.random_features import RandomFeatures, mean_of_tokens, promises
 from nla_llm.methods.registry import register
 
 if TYPE_CHECKING:

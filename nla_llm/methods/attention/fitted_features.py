@@ -115,8 +115,7 @@ class FittedFeatures:
         """Operator of linear attention with these maps."""
         require(self, problem)
         maps = self._maps_for(problem)
-        root = sqrt(abs(problem.scale))
-        q, k = root * problem.q, (root if problem.scale >= 0 else -root) * problem.k
+        q, k = problem.scaled_inputs()
         log_q = by_heads(self._exponents, q, from_numpy(maps.queries, like=q, dtype=q.dtype))
         log_k = by_heads(self._exponents, k, from_numpy(maps.keys, like=k, dtype=k.dtype))
         keys = Features(log=log_k, row=-by_heads(_log_sum_exp, log_k))

@@ -6,13 +6,13 @@ Gaussian kernel between is positive semi-definite on the union of queries and ke
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, namespace
+from nla_llm.methods.attention.kernel import half_square_norm
 from nla_llm.operators import Selection
 
 if TYPE_CHECKING:
@@ -21,19 +21,11 @@ if TYPE_CHECKING:
 __all__ = [
     "gaussian",
     "gaussian_cost",
-    "half_squares",
     "joined_tokens",
-    "kernel_inputs",
     "recentred_keys",
     "recentring_cost",
     "sample_tokens",
 ]
-
-
-def kernel_inputs(problem: AttentionProblem) -> tuple[Array, Array]:
-    """x and y with x·y equal to the logits, so that exp(x·y) = exp(|x|²/2) exp(−|x − y|²/2) exp(|y|²/2)."""
-    root = sqrt(abs(problem.scale))
-    return root * problem.q, (root if problem.scale >= 0 else -root) * problem.k
 
 
 def recentred_keys(x: Array, y: Array, mask: Array | None) -> Array:
@@ -85,11 +77,6 @@ def sample_tokens(problem: AttentionProblem, m: int, rng: np.random.Generator) -
     return Selection(index, problem.n_q + problem.n_k, like=problem.q)
 
 
-def half_squares(x: Array) -> Array:
-    """|x|²/2 of each row, (..., n, 1)."""
-    return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
-
-
 def gaussian(x: Array, y: Array) -> Array:
     """exp(−|x_i − y_j|²/2), an array (..., n_x, n_y)."""
     return by_heads(_gaussian, x, y)
@@ -98,8 +85,8 @@ def gaussian(x: Array, y: Array) -> Array:
 def _gaussian(x: Array, y: Array) -> Array:
     xp = namespace(x, y)
     log = x @ xp.matrix_transpose(y)
-    log -= half_squares(x)
-    log -= xp.matrix_transpose(half_squares(y))
+    log -= half_square_norm(x)
+    log -= xp.matrix_transpose(half_square_norm(y))
     return xp.exp(log)
 
 

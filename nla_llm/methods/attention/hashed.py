@@ -10,7 +10,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace
-from nla_llm.methods.attention.tiles import TILE, rescaled, row_groups, tile_softmax, to_tiles
+from nla_llm.methods.attention.tiles import TILE, enough_keys, rescaled, row_groups, tile_softmax, to_tiles
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Panel, RowNormalised, TiledSparse, gather_rows
 
@@ -76,8 +76,7 @@ class Reformer:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of class RowNormalised over tiles in the order of the buckets."""
         require(self, problem)
-        if self.m > problem.n_k:
-            raise ValueError(f"m={self.m} keys a query are more than there are, n_k={problem.n_k}; pass m <= n_k")
+        enough_keys(self.m, problem)
         xp, rng, q = problem.xp, generator(rng), problem.scale * problem.q
         rounds = [_Round.hashed(problem, q, m, rng) for m in self.keys_of_rounds]
         parts = [_round_softmax(problem, q, r, rounds[:i], several=len(rounds) > 1) for i, r in enumerate(rounds)]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args
 from nla_llm import costs
 from nla_llm.backend import Array, from_numpy, generator, namespace
 from nla_llm.methods.attention.directions import ENSEMBLES, Directions
-from nla_llm.methods.attention.kernel import Features, kernel_attention_cost
-from nla_llm.methods.attention.random_features import RandomFeatures, half_square_norm, promises
+from nla_llm.methods.attention.kernel import Features, half_square_norm, kernel_attention_cost
+from nla_llm.methods.attention.random_features import RandomFeatures, promises
 from nla_llm.methods.registry import register, whole_number
 
 if TYPE_CHECKING:

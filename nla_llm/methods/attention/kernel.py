@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["CHUNK", "EluFeatures", "Features", "ReluFeatures", "kernel_attention", "kernel_attention_cost"]
+__all__ = [
+    "CHUNK",
+    "EluFeatures",
+    "Features",
+    "ReluFeatures",
+    "half_square_norm",
+    "half_square_norm_cost",
+    "kernel_attention",
+    "kernel_attention_cost",
+]
 
 CHUNK = 64  # rows of a causal chunk: near the feature counts in use, where state and triangle cost the same
 
@@ -218,6 +227,17 @@ def _running_scale(
         decay.append(xp.exp(top - scale))
         top = new_top
     return xp.concat(moved_q, axis=-2), xp.concat(moved_k, axis=-2), xp.concat(decay, axis=-2), chunk
+
+
+def half_square_norm(x: Array) -> Array:
+    """½|x|² of every token, (..., n, 1): what turns exp(ω·x) into a feature of the softmax kernel."""
+    return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
+
+
+def half_square_norm_cost(tokens: Any, d: Any) -> costs.Operations:
+    """Cost of :func:`half_square_norm`."""
+    norms: costs.Operations = tokens * (costs.Operations(mul=d + 1) + costs.formulas.sum_of(d))
+    return norms
 
 
 def kernel_attention_cost(

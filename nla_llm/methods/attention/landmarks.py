@@ -11,11 +11,10 @@ from nla_llm.backend import Array, device_of, generator, namespace
 from nla_llm.methods.attention.gaussian import (
     gaussian,
     gaussian_cost,
-    half_squares,
     joined_tokens,
-    kernel_inputs,
     sample_tokens,
 )
+from nla_llm.methods.attention.kernel import half_square_norm
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Dense, Diagonal, Operator, Product, Selection, Skeleton, SoftmaxAttention
 
@@ -255,7 +254,7 @@ class Skyformer:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Skeleton:
         """Operator C̃ with both cross kernels held, n × m each."""
         require(self, problem)
-        x, y = kernel_inputs(problem)
+        x, y = problem.scaled_inputs()
         sample = sample_tokens(problem, self.m, generator(rng))
         tokens = joined_tokens(x, y)
         s = sample.gather(tokens)
@@ -284,13 +283,13 @@ class Skyformer:
     def target(problem: AttentionProblem) -> Operator:
         """The Gaussian kernel matrix itself, streamed in float64."""
         xp = problem.xp
-        x, y = kernel_inputs(problem.astype(xp.float64))
+        x, y = problem.astype(xp.float64).scaled_inputs()
         ones = xp.ones((*x.shape[:-1], 1), dtype=x.dtype, device=device_of(x))
         softmax = SoftmaxAttention(
-            xp.concat([x, ones], axis=-1), xp.concat([y, -half_squares(y)], axis=-1), scale=1.0,
+            xp.concat([x, ones], axis=-1), xp.concat([y, -half_square_norm(y)], axis=-1), scale=1.0,
             key_mask=problem.key_mask,
         )  # fmt: skip
-        return Product(Diagonal(xp.exp(softmax.log_sum_exp - half_squares(x)[..., 0])), softmax)
+        return Product(Diagonal(xp.exp(softmax.log_sum_exp - half_square_norm(x)[..., 0])), softmax)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """The draw, sorted; three kernel matrices; the inverse; then two products of order nm and one of order m²."""

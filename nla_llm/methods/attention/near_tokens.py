@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,41 +13,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nla_llm.operators import Operator, Segments
-    from nla_llm.problems import AttentionProblem
 
 Expr = Any  # an int or an expression of SymPy, which has no types
 
 __all__ = [
     "exp_of_fresh",
-    "half_square_norm",
-    "norms_cost",
     "segment_means",
     "segment_means_cost",
     "squared_norm",
-    "unit_scale",
 ]
-
-
-def unit_scale(problem: AttentionProblem) -> tuple[Array, Array]:
-    """x and y with x·y equal to the logits."""
-    root = sqrt(abs(problem.scale))
-    return root * problem.q, (root if problem.scale >= 0 else -root) * problem.k
 
 
 def exp_of_fresh(a: Array) -> Array:
     """exp(a) of an array that nobody else holds."""
     return np.exp(a, out=a) if is_numpy(a) else namespace(a).exp(a)
-
-
-def half_square_norm(x: Array) -> Array:
-    """½|x|² of every token, (..., n, 1)."""
-    return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
-
-
-def norms_cost(tokens: Expr, d: Expr) -> costs.Operations:
-    """Cost of :func:`half_square_norm`."""
-    norms: costs.Operations = tokens * (costs.Operations(mul=d + 1) + costs.formulas.sum_of(d))
-    return norms
 
 
 def squared_norm(op: Operator, *, block: int = 256) -> NDArray[Any]:

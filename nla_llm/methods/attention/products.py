@@ -24,7 +24,6 @@ __all__ = [
     "inputs_cost",
     "product_of_forms",
     "products_cost",
-    "scaled_inputs",
     "unit_rows",
 ]
 
@@ -36,12 +35,6 @@ Factor: TypeAlias = tuple[
 ]  # real parts (m, d) of the vectors of one factor; the imaginary parts too, if complex
 
 
-def scaled_inputs(problem: AttentionProblem) -> tuple[Array, Array]:
-    """x and y with x·y the logits."""
-    root = sqrt(abs(problem.scale))
-    return root * problem.q, (root if problem.scale >= 0 else -root) * problem.k
-
-
 def unit_rows(x: Array) -> tuple[Array, Array]:
     """x/|x| and log|x| (..., n, 1) of each row; a row of zeros stays one, and its logarithm is zero too."""
     xp = namespace(x)
@@ -51,7 +44,7 @@ def unit_rows(x: Array) -> tuple[Array, Array]:
 
 
 def inputs_cost(problem: AttentionProblem) -> costs.Operations:
-    """Cost of :func:`scaled_inputs` and :func:`unit_rows`."""
+    """Cost of the scaled inputs and :func:`unit_rows`."""
     n_q, n_k, d, _ = costs.symbols_of(problem)
     row = costs.Operations(mul=d, madd=d, sqrt=1, compare=1, div=d, exp=1)
     rows: costs.Operations = (n_q + n_k) * row

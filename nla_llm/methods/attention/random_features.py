@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
-from math import log, sqrt
+from math import log
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, generator, namespace
 from nla_llm.methods.attention.directions import ENSEMBLES, Directions, check_ensemble, draw_directions
-from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
+from nla_llm.methods.attention.kernel import (
+    CHUNK,
+    Features,
+    half_square_norm,
+    half_square_norm_cost,
+    kernel_attention,
+    kernel_attention_cost,
+)
 from nla_llm.methods.registry import Properties, Unsupported, register, require, whole_number
 
 if TYPE_CHECKING:
@@ -138,8 +145,7 @@ class RandomFeatures(ABC):
     def _norms_cost(problem: AttentionProblem) -> costs.Operations:
         """½|x|² of every token."""
         n_q, n_k, d, _ = costs.symbols_of(problem)
-        norms: costs.Operations = (n_q + n_k) * (costs.Operations(mul=d + 1) + costs.formulas.sum_of(d))
-        return norms
+        return half_square_norm_cost(n_q + n_k, d)
 
     @staticmethod
     @abstractmethod
@@ -161,8 +167,7 @@ class RandomFeatures(ABC):
 
     def _scaled(self, problem: AttentionProblem) -> tuple[Array, Array]:
         """x and y with x·y equal to the logits, up to a constant of each row where the keys are recentred."""
-        root = sqrt(abs(problem.scale))
-        x, y = root * problem.q, (root if problem.scale >= 0 else -root) * problem.k
+        x, y = problem.scaled_inputs()
         if not self.recentre:
             return x, y
         if problem.causal:
@@ -179,10 +184,6 @@ def mean_of_tokens(x: Array, mask: Array | None) -> Array:
         return xp.mean(x, axis=-2, keepdims=True)
     weights = xp.astype(mask, x.dtype)[..., None]
     return xp.sum(weights * x, axis=-2, keepdims=True) / xp.sum(weights, axis=-2, keepdims=True)
-
-
-def half_square_norm(x: Array) -> Array:
-    return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
 
 
 def _waves(angle: Array) -> Array:

@@ -20,14 +20,17 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, generator, namespace, to_numpy
-from nla_llm.methods.attention.kernel import Features, kernel_attention, kernel_attention_cost
-from nla_llm.methods.attention.near_tokens import (
+from nla_llm.methods.attention.kernel import (
+    Features,
     half_square_norm,
-    norms_cost,
+    half_square_norm_cost,
+    kernel_attention,
+    kernel_attention_cost,
+)
+from nla_llm.methods.attention.near_tokens import (
     segment_means,
     segment_means_cost,
     squared_norm,
-    unit_scale,
 )
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Averaged, Operator, Segments, SoftmaxAttention
@@ -88,7 +91,7 @@ class RandomisedAttention:
         require(self, problem)
         rng = generator(rng)
         uniform, noise = rng.random((problem.n_q, self.m)), rng.standard_normal((self.m, problem.n_q, problem.d))
-        x, y = unit_scale(problem)
+        x, y = problem.scaled_inputs()
         xp = namespace(x)
         index = _draw_keys(problem, from_numpy(uniform, like=x))
         keys = xp.concat([y, -half_square_norm(y)], axis=-1)[..., None, :, :]
@@ -118,7 +121,7 @@ class RandomisedAttention:
         """Exact weights, m keys drawn from each row; then m exact attentions in one dimension more."""
         n_q, n_k, d, d_v = costs.symbols_of(problem)
         m, f, pairs = costs.m, costs.formulas, costs.symbols.visible_pairs(problem)
-        inputs = (n_q + n_k) * costs.Operations(mul=d) + norms_cost(n_k, d)
+        inputs = (n_q + n_k) * costs.Operations(mul=d) + half_square_norm_cost(n_k, d)
         running = f.softmax_weights(problem) + costs.Operations(div=pairs, add=pairs - n_q)
         search = costs.Operations(mul=n_q * (m + 1), compare=n_q * m * (1 + f.bisections(n_k)))
         omega = costs.Operations(draw=n_q * m * (d + 1), add=2 * n_q * m * d)
@@ -247,7 +250,7 @@ class Lara:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator diag(Â 1)⁻¹ Â."""
         require(self, problem)
-        x, y = unit_scale(problem)
+        x, y = problem.scaled_inputs()
         xp = namespace(x)
         near_x, near_y = self._segment_means(problem, x, y)
         mu, number = near_x + near_y, np.arange(self.m) % self._segments
@@ -295,7 +298,7 @@ class Lara:
             return None
         from nla_llm.theory.randomised import proposal_theory  # noqa: PLC0415 - SciPy loads there
 
-        x, y = unit_scale(problem)
+        x, y = problem.scaled_inputs()
         near_x, near_y = self._segment_means(problem, x, y)
         mu = to_numpy(near_x + near_y)[..., np.arange(self.m) % self._segments, :]
         return proposal_theory(to_numpy(x), to_numpy(y), mu)
@@ -307,9 +310,9 @@ class Lara:
         n_q, n_k, d, _ = costs.symbols_of(problem)
         m, f = costs.m, costs.formulas
         c = m if self._segments == self.m else Symbol("proposals")
-        inputs = (n_q + n_k) * costs.Operations(mul=d) + norms_cost(n_q + n_k, d) + f.matmul(n_q + n_k, d, m)
+        inputs = (n_q + n_k) * costs.Operations(mul=d) + half_square_norm_cost(n_q + n_k, d) + f.matmul(n_q + n_k, d, m)
         means = segment_means_cost(n_q, d, c) + segment_means_cost(n_k, d, c, mask=problem.key_mask is not None)
-        proposals = costs.Operations(add=c * d + m * d, draw=m * d) + norms_cost(c, d)
+        proposals = costs.Operations(add=c * d + m * d, draw=m * d) + half_square_norm_cost(c, d)
         density = f.matmul(m, d, c) + costs.Operations(add=m * c)
         sums = m * (f.maximum_of(c) + costs.Operations(add=c + 1, exp=c + 1, mul=c) + f.sum_of(c))
         total = costs.Cost(prepare=inputs + means + proposals + density + sums)

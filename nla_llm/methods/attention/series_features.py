@@ -17,7 +17,7 @@ import numpy as np
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, is_numpy, namespace
 from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
-from nla_llm.methods.attention.products import draw_vectors, inputs_cost, scaled_inputs, unit_rows
+from nla_llm.methods.attention.products import draw_vectors, inputs_cost, unit_rows
 from nla_llm.methods.registry import Properties, register, require, whole_number
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class MaclaurinFeatures:
         """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); the same draw serves all heads."""
         require(self, problem)
         source = generator(rng)
-        x, y = scaled_inputs(problem)
+        x, y = problem.scaled_inputs()
         degrees = self._degrees(source)
         forms = [draw_vectors("rademacher", (c, problem.d), source, like=x)[0] for c in self._capacities()]
         column = from_numpy(2 * self._log_weights(degrees), like=x, dtype=x.dtype)[None, :]
@@ -101,7 +101,7 @@ class MaclaurinFeatures:
         """Mean and variance of the entries of Â before the division by row sums, in closed form."""
         from nla_llm.theory.sketches import maclaurin_theory  # noqa: PLC0415 - SciPy loads there
 
-        x, y = scaled_inputs(problem)
+        x, y = problem.scaled_inputs()
         return maclaurin_theory(x, y, scale=1.0, m=self.m, degree=self.largest_degree, stratified=self.stratified)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
@@ -232,7 +232,7 @@ class PoissonFeatures:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); all heads share the uniform numbers behind the powers."""
         require(self, problem)
-        x, y = scaled_inputs(problem)
+        x, y = problem.scaled_inputs()
         rate = self._rates(problem)
         powers = _poisson_quantile(generator(rng).random((self.m, problem.d)), rate)
         log_rate = np.log(np.where(rate > 0, rate, 1.0))  # without a rate there are no powers
@@ -246,7 +246,7 @@ class PoissonFeatures:
         """Mean and variance of the entries of Â before the division by row sums, in closed form."""
         from nla_llm.theory.sketches import poisson_theory  # noqa: PLC0415 - SciPy loads there
 
-        x, y = scaled_inputs(problem)
+        x, y = problem.scaled_inputs()
         return poisson_theory(x, y, scale=1.0, m=self.m, rate=self._rates(problem))
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:

@@ -29,7 +29,6 @@ from nla_llm.methods.attention.products import (
     inputs_cost,
     product_of_forms,
     products_cost,
-    scaled_inputs,
     unit_rows,
 )
 from nla_llm.methods.registry import Properties, register, require, whole_number
@@ -86,7 +85,7 @@ class PolynomialSketch(ABC):
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); the same draw serves all heads."""
         require(self, problem)
-        x, y = scaled_inputs(problem)
+        x, y = problem.scaled_inputs()
         drawn = self.draw(problem.d, generator(rng), like=x)
         (x, log_x), (y, log_y) = unit_rows(x), unit_rows(y)
         queries, keys = self.feature_pair(x, y, drawn)
@@ -174,7 +173,7 @@ class ProductSketch(PolynomialSketch):
         """Mean and variance of the entries of Â, in closed form."""
         from nla_llm.theory.sketches import product_sketch_theory  # noqa: PLC0415 - SciPy loads there
 
-        x, y = scaled_inputs(problem)
+        x, y = problem.scaled_inputs()
         return product_sketch_theory(x, y, scale=1.0, m=self.m, degree=self.degree, kind=self.kind)
 
     def _features_cost(self, problem: AttentionProblem) -> tuple[costs.Operations, costs.Operations, Any]:
@@ -250,7 +249,7 @@ class TensorSketch(PolynomialSketch):
         """Mean and variance of the entries of Â, in closed form."""
         from nla_llm.theory.sketches import tensor_sketch_theory  # noqa: PLC0415 - SciPy loads there
 
-        x, y = scaled_inputs(problem)
+        x, y = problem.scaled_inputs()
         return tensor_sketch_theory(x, y, scale=1.0, m=self.m, degree=self.degree)
 
     def _features_cost(self, problem: AttentionProblem) -> tuple[costs.Operations, costs.Operations, Any]:
@@ -330,7 +329,7 @@ class PolySketch(PolynomialSketch):
         """Mean of the entries of Â, in closed form."""
         from nla_llm.theory.sketches import poly_sketch_theory  # noqa: PLC0415 - SciPy loads there
 
-        x, y = scaled_inputs(problem)
+        x, y = problem.scaled_inputs()
         return poly_sketch_theory(x, y, scale=1.0, m=self.m, degree=self.degree)
 
     def _features_cost(self, problem: AttentionProblem) -> tuple[costs.Operations, costs.Operations, Any]:

@@ -18,7 +18,14 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import generator
-from nla_llm.methods.attention.tiles import TILE, Support, restricted_softmax, restricted_softmax_cost, row_groups
+from nla_llm.methods.attention.tiles import (
+    TILE,
+    Support,
+    enough_keys,
+    restricted_softmax,
+    restricted_softmax_cost,
+    row_groups,
+)
 from nla_llm.methods.attention.windows import global_queries, places, range_support, strided_keys, window_supports
 from nla_llm.methods.registry import Properties, register, require, whole_number
 
@@ -68,8 +75,7 @@ class FixedPattern(ABC):
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of class RowNormalised over tiles."""
         require(self, problem)
-        if self.m > problem.n_k:
-            raise ValueError(f"m={self.m} keys a query are more than there are, n_k={problem.n_k}; pass m <= n_k")
+        enough_keys(self.m, problem)
         return restricted_softmax(problem, self.supports(problem, rng))
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from math import log, sqrt
+from math import log
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 import numpy as np
@@ -12,7 +12,7 @@ from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, generator, is_numpy, namespace
 from nla_llm.methods.attention.directions import ENSEMBLES, check_ensemble, draw_directions
 from nla_llm.methods.attention.random_features import PositiveFeatures
-from nla_llm.methods.attention.tiles import TILE, rescaled, row_groups, tile_softmax, to_tiles
+from nla_llm.methods.attention.tiles import TILE, enough_keys, rescaled, row_groups, tile_softmax, to_tiles
 from nla_llm.methods.registry import Properties, register, require, whole_number
 from nla_llm.operators import Panel, RowNormalised, Step, SteppedLowRank, Sum, TiledSparse
 
@@ -86,9 +86,8 @@ class Scatterbrain:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of class RowNormalised over the sum of tiles and of running sums."""
         require(self, problem)
-        if self.m > problem.n_k:
-            raise ValueError(f"m={self.m} keys a query are more than there are, n_k={problem.n_k}; pass m <= n_k")
-        xp, (x, y) = problem.xp, _scaled(problem)
+        enough_keys(self.m, problem)
+        xp, (x, y) = problem.xp, problem.scaled_inputs()
         omega = draw_directions(self.directions, self.rank, problem.d, generator(rng), like=x)
         queries, keys = (PositiveFeatures.features(z, omega.project(z)) for z in (x, y))
         log_q, log_k = _logs(queries, -log(self.rank)), _logs(keys.hide(problem.key_mask))
@@ -109,7 +108,7 @@ class Scatterbrain:
         """Mean and variance before normalisation: those of the features outside the window, exact in it."""
         from nla_llm.theory import kernel_theory  # noqa: PLC0415 - SciPy loads there
 
-        x, y = _scaled(problem)
+        x, y = problem.scaled_inputs()
         promise = kernel_theory(x, y, scale=1.0, features="positive", m=self.rank, directions=self.directions)
         if promise is None or self.m >= problem.n_k:
             return None
@@ -309,9 +308,3 @@ def _logs(features: Features, log_factor: float | None = None) -> Array:
     assert log is not None  # noqa: S101 - for the type checker: positive features have both
     assert row is not None  # noqa: S101
     return log + (row if log_factor is None else row + log_factor)
-
-
-def _scaled(problem: AttentionProblem) -> tuple[Array, Array]:
-    """x and y with x·y equal to the logits."""
-    root = sqrt(abs(problem.scale))
-    return root * problem.q, (root if problem.scale >= 0 else -root) * problem.k

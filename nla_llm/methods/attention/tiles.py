@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TILE",
     "Support",
+    "enough_keys",
     "masked_row_error",
     "rescaled",
     "restricted_softmax",
@@ -58,6 +59,12 @@ class Support:
     first: int
     keys: Array
     seen: Array
+
+
+def enough_keys(m: int, problem: AttentionProblem) -> None:
+    """Refuse more keys for a query than there are."""
+    if m > problem.n_k:
+        raise ValueError(f"m={m} keys a query are more than there are, n_k={problem.n_k}; pass m <= n_k")
 
 
 def row_groups(first: int, stop: int, tile: int = TILE) -> list[tuple[int, int, int]]:

@@ -5,7 +5,7 @@ import pytest
 
 import nla_llm as nl
 from nla_llm.backend import to_numpy
-from nla_llm.methods.attention.gaussian import gaussian, joined_tokens, kernel_inputs, recentred_keys, sample_tokens
+from nla_llm.methods.attention.gaussian import gaussian, joined_tokens, recentred_keys, sample_tokens
 
 EPS = np.finfo(np.float64).eps
 
@@ -17,7 +17,7 @@ def draw(seed, *shape):
 @pytest.mark.parametrize("scale", [0.3, -2.0])
 def test_softmax_kernel_is_the_gaussian_kernel_between_factors(scale, xp):
     q, k = draw(0, 2, 7, 3), draw(1, 2, 5, 3)
-    x, y = kernel_inputs(nl.AttentionProblem(xp.asarray(q), xp.asarray(k), scale=scale))
+    x, y = nl.AttentionProblem(xp.asarray(q), xp.asarray(k), scale=scale).scaled_inputs()
     middle = to_numpy(gaussian(x, y))
     x, y = to_numpy(x), to_numpy(y)
     left, right = (np.exp((z**2).sum(-1) / 2) for z in (x, y))
