@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from math import isfinite, log
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args
 
@@ -39,7 +39,8 @@ class HybridFeatures(RandomFeatures):
     A product of features is a feature, so that there are 6rm of them, or (6r + 2)m, and memory to match. As λ̂ is
     independent of the directions the estimate is unbiased, whatever λ̂ is. Positive features are exact at x = −y,
     trigonometric ones at x = y, and so is the hybrid where λ̂ is exact: at both ends with angular weights, at x = −y
-    with Gaussian ones. Entries and row sums may be negative.
+    with Gaussian ones. Entries and row sums may be negative. Where the weight leaves only positive features to a row
+    and these underflow beside its trigonometric ones (logits beyond a few hundred), the row is refused.
 
     Choromanski et al. 2022, arXiv 2110.04367: the hybrid of two base estimators with shared directions; its angular
     weight is that of the paper, whose base estimators include complex and hyperbolic ones that are not used here.
@@ -68,7 +69,7 @@ class HybridFeatures(RandomFeatures):
     weight: str = "angular"
     r: int = 1
     width: float = 1.0
-    properties = promises("hybrid", nonnegative=False)
+    properties = replace(promises("hybrid", nonnegative=False), partial=True)
     centre: ClassVar[int] = 0
 
     def __post_init__(self, orthogonal: bool) -> None:
