@@ -1,4 +1,4 @@
-"""The methods: one file for a family, one small frozen object for a method.
+"""The methods: one package or file for a family, one small frozen object for a method.
 
 The package is also the function that lists them: ``nl.methods()`` gives the registered names.
 """

@@ -1,1 +1,1 @@
-"""Methods for attention: yardsticks, kernel features, random features."""
+"""Methods for attention: the yardsticks, and one package for each family."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, generator, namespace, to_numpy
-from nla_llm.methods.attention.kernel import CHUNK, Features, kernel_attention, kernel_attention_cost
-from nla_llm.methods.attention.samples import (
+from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
+from nla_llm.methods.attention.sampled.samples import (
     draw_without_replacement,
     draw_without_replacement_cost,
     exponentials,

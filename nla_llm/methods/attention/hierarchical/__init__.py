@@ -1,0 +1,1 @@
+"""Hierarchical attention: a near field, and far blocks compressed level by level."""

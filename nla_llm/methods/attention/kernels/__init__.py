@@ -1,0 +1,1 @@
+"""Kernel attention: feature maps of queries and keys, fixed, fitted or random."""

@@ -1,0 +1,396 @@
+"""Chosen columns: randomly pivoted Cholesky of the kernel of all tokens, and CUR factorisations of attention."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from nla_llm import costs
+from nla_llm.backend import Array, by_heads, device_of, eps, generator, namespace
+from nla_llm.methods.attention.kernels.linear_attention import (
+    Features,
+    half_square_norm,
+    kernel_attention,
+    kernel_attention_cost,
+)
+from nla_llm.methods.attention.landmarks.gaussian import (
+    joined_tokens,
+    recentred_keys,
+    recentring_cost,
+)
+from nla_llm.methods.attention.landmarks.leverage import hidden_last, leverage, ridge_leverage, ring, sample_cost
+from nla_llm.methods.attention.landmarks.nystrom import ILL_CONDITIONED, positive
+from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.operators import Dense, Operator, RowNormalised, Selection, Skeleton, SoftmaxAttention
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nla_llm.problems import AttentionProblem
+
+__all__ = ["CURAttention", "RPCholesky", "random_pivots"]
+
+CORES = ("ridge", "pinv", "optimal")
+SAMPLINGS = ("uniform", "leverage", "ridge_leverage")
+_SINGULAR = {**ILL_CONDITIONED, "row_sums": "the sums of rows that nearly cancel lose digits"}
+
+
+@register("rpcholesky")
+@final
+@dataclass(frozen=True)
+class RPCholesky:
+    """Kernel exp(x·y) ≈ A_qS A_SS⁺ A_Sk on m tokens S chosen by randomly pivoted Cholesky, then division by row sums.
+
+    Chen, Epperly, Tropp and Webber 2022, arXiv 2207.06503, algorithm 1, for the positive semi-definite kernel of
+    queries and keys together, of which attention needs the cross block; x = √scale q, y = √scale k. Keys are first
+    shifted by −mean(x) − mean(y), which softmax does not see. All that is exponentiated is the Gaussian kernel, whose
+    diagonal is one: the factors exp(|x|²/2) and exp(|y|²/2) stay in the logarithmic scales of rows and features.
+    Each of the m steps makes one column of the kernel and updates the residual diagonal of all tokens, so the cost
+    grows as (n_q + n_k) m². Entries, and even row sums, may be negative; the operator reports the share of the latter.
+
+    Parameters
+    ----------
+    m
+        Number of pivots.
+    balance
+        A pivot is drawn with a probability proportional to exp(balance |z|²) times the residual diagonal of the
+        Gaussian kernel: 0 is the algorithm for the Gaussian kernel, 1 for exp(z·z'), between them for their mean. The
+        default is empirical: Gaussian pivots waste few steps on sharp data, exponential ones see the large entries.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = np.linspace(0, 1, 20)[:, None]
+    >>> problem = AttentionProblem(q, q)
+    >>> bool(abs(RPCholesky(6)(problem, rng=0).dense() - problem.exact().dense()).max() < 1e-5)
+    True
+    """
+
+    m: int
+    _: KW_ONLY
+    balance: float = 0.5
+    properties: ClassVar[Properties] = Properties(
+        family="columns", budget="m", converges=True, deterministic=False, shift_invariant=True, partial=True,
+        permutation_equivariant=False, supports=frozenset({"key_mask"}),
+        refusals={"causal": "a pivot that is a later token would leak into earlier rows"},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        whole_number("m", self.m)
+        if isinstance(self.balance, bool) or not isinstance(self.balance, float | int) or not 0 <= self.balance <= 1:
+            raise ValueError(f"balance must be a number between 0 and 1, got {self.balance!r}")
+
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> RowNormalised:
+        """Operator of rank m, normalised by rows."""
+        require(self, problem)
+        xp, (x, y) = problem.xp, problem.scaled_inputs()
+        y = recentred_keys(x, y, problem.key_mask)
+        tokens = joined_tokens(x, y)
+        _enough(self.m, problem)
+        diagonal = _shown(problem, tokens)
+        u = xp.asarray(generator(rng).random(self.m), device=device_of(x))
+        pivots, triangle, fresh = by_heads(partial(random_pivots, u=u, balance=float(self.balance)), tokens, diagonal)
+        chosen = Selection(pivots[..., 0], tokens.shape[-2], like=x).gather(tokens)
+        inverse = xp.linalg.solve(triangle, xp.eye(self.m, dtype=triangle.dtype, device=device_of(triangle)))
+        inverse = xp.astype(xp.where(fresh, inverse, xp.zeros_like(inverse)), x.dtype, copy=False)
+        queries, keys = (pivot_features(tokens, chosen, inverse) for tokens in (x, y))
+        return kernel_attention(problem, queries, keys)
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """Tokens, m steps over all of them, the interpolation from the pivots; then a kernel of rank m."""
+        n_q, n_k, d, _ = costs.symbols_of(problem)
+        m, f, count, tokens = costs.m, costs.formulas, costs.Operations, n_q + n_k
+        pivots = count(mul=tokens * d, draw=m) + recentring_cost(problem) + _pivots_cost(tokens, d) + f.solve(m, m)
+        logs = 2 * m * (count(mul=d + 1) + f.sum_of(d)) + f.matmul(tokens, d, m) + f.maximum_of(m, times=tokens)
+        features = logs + count(add=2, exp=2, compare=1) * (tokens * m) + f.matmul(tokens, m, m)
+        return costs.Cost(prepare=pivots + features) + kernel_attention_cost(
+            problem, m, log_width=m, amplitude=True, row=True
+        )
+
+
+# -- pivots --------------------------------------------------------------------------------------------------------
+
+
+def random_pivots(tokens: Array, diagonal: Array, *, u: Array, balance: float) -> tuple[Array, Array, Array]:
+    """Randomly pivoted Cholesky of the Gaussian kernel: its pivots, and the factor of their own kernel matrix.
+
+    Parameters
+    ----------
+    tokens : array (..., N, d)
+    diagonal : array (..., N, 1)
+        One for tokens that may be chosen, zero for others.
+    u : array (m,)
+        Uniform numbers in [0, 1), one for each step.
+    balance
+        Exponent of the tilt exp(balance |z|²) of the probabilities.
+
+    Returns
+    -------
+    pivots
+        Places (..., m, 1) among the tokens.
+    triangle
+        Lower triangular L (..., m, m) with L Lᵀ the kernel of the pivots.
+    fresh
+        (..., m, 1), False for a step that found nothing left: its pivot is the first token once more, its row of L
+        that of the identity, and it must not become a feature. A residual below m eps is rounding and taken for zero.
+    """
+    xp, m = namespace(tokens), int(u.shape[0])
+    half = half_square_norm(tokens)[..., 0]
+    residual = diagonal[..., 0]
+    log_tilt = xp.where(residual > 0, 2.0 * balance * half, xp.full_like(half, -xp.inf))
+    tilt = xp.exp(log_tilt - xp.max(log_tilt, axis=-1, keepdims=True))
+    factor = xp.zeros((*tokens.shape[:-2], m, tokens.shape[-2]), dtype=tokens.dtype, device=device_of(tokens))
+    place = xp.arange(tokens.shape[-2], device=device_of(tokens))
+    smallest, one = m * eps(tokens), xp.ones((), dtype=tokens.dtype, device=device_of(tokens))
+    pivots, fresh_steps = [], []
+    for i in range(m):
+        running = xp.cumulative_sum(xp.astype(tilt * residual, xp.float64), axis=-1)
+        passed = running <= u[i] * running[..., -1:]
+        pivot = xp.sum(xp.astype(passed, xp.int64), axis=-1, keepdims=True)  # (..., 1)
+        pivot = xp.where(running[..., -1:] > 0, pivot, xp.zeros_like(pivot))
+        token = xp.take_along_axis(tokens, pivot[..., None], axis=-2)  # (..., 1, d)
+        log = (token @ xp.matrix_transpose(tokens))[..., 0, :] - half - xp.take_along_axis(half, pivot, axis=-1)
+        before = factor[..., :i, :]
+        at_pivot = xp.take_along_axis(before, pivot[..., None], axis=-1)  # (..., i, 1)
+        column = xp.exp(log) - (xp.matrix_transpose(at_pivot) @ before)[..., 0, :]
+        left_over = xp.take_along_axis(residual, pivot, axis=-1)
+        fresh = left_over > smallest
+        column = xp.where(fresh, column / xp.sqrt(xp.where(fresh, left_over, one)), xp.zeros_like(column))
+        factor[..., i, :] = column
+        residual = residual - column * column
+        residual = xp.where((residual > smallest) & (place != pivot), residual, xp.zeros_like(residual))
+        pivots.append(pivot)
+        fresh_steps.append(fresh)
+    chosen = xp.stack(pivots, axis=-2)
+    index = xp.broadcast_to(xp.matrix_transpose(chosen), (*factor.shape[:-1], m))
+    triangle = xp.tril(xp.matrix_transpose(xp.take_along_axis(factor, index, axis=-1)))
+    eye = xp.eye(m, dtype=factor.dtype, device=device_of(factor))
+    is_fresh = xp.stack(fresh_steps, axis=-2)
+    return chosen, xp.where(is_fresh, triangle, eye), is_fresh
+
+
+def _pivots_cost(tokens: Any, d: Any) -> costs.Operations:
+    """Norms and tilts, then m steps: a draw by running sums, a column of the kernel, its residual, the diagonal."""
+    m, f, count = costs.m, costs.formulas, costs.Operations
+    norms = tokens * (count(mul=d + 1) + f.sum_of(d))
+    tilt = count(compare=tokens, mul=tokens, add=tokens, exp=tokens) + f.maximum_of(tokens)
+    draw = count(mul=tokens + 1, compare=tokens + 1) + f.sum_of(tokens)
+    column = f.matmul(1, d, tokens) + count(add=3 * tokens, exp=tokens, div=tokens, compare=1, sqrt=1)
+    diagonal = count(mul=tokens, add=tokens, compare=tokens)
+    total: costs.Operations = norms + tilt + m * (draw + column + diagonal) + count(madd=tokens * m * (m - 1) / 2)
+    return total
+
+
+def _shown(problem: AttentionProblem, tokens: Array) -> Array:
+    """One for queries and visible keys, zero for hidden keys, (..., n_q + n_k, 1) in the batch axes of ``tokens``."""
+    xp, shape = namespace(tokens), (*tokens.shape[:-1], 1)
+    if problem.key_mask is None:
+        return xp.ones(shape, dtype=tokens.dtype, device=device_of(tokens))
+    mask = xp.astype(problem.key_mask, tokens.dtype)[..., None]
+    queries = xp.ones((*mask.shape[:-2], problem.n_q, 1), dtype=tokens.dtype, device=device_of(tokens))
+    return xp.broadcast_to(xp.concat([queries, mask], axis=-2), shape)
+
+
+def _enough(m: int, problem: AttentionProblem) -> None:
+    xp, total = problem.xp, problem.n_q + problem.n_k
+    if problem.key_mask is not None:
+        total -= int(xp.max(xp.sum(xp.astype(~problem.key_mask, xp.int64), axis=-1)))
+    if m > total:
+        raise ValueError(f"m={m} tokens cannot be drawn from {total} queries and visible keys; pass a smaller m")
+
+
+def pivot_features(x: Array, pivots: Array, inverse: Array) -> Features:
+    """φ(x) = L⁻¹ (exp(x·z_s − |z_s|²/2))_s for the pivots z_s, whose products are the kernel interpolated from them.
+
+    The factor exp(|x|²/2) of the softmax kernel is part of it, and the largest exponential of a row is taken out before
+    the triangle is applied. L⁻¹ being triangular, a pivot's own feature meets no cancellation with later ones.
+    """
+    xp = namespace(x)
+    log = x @ xp.matrix_transpose(pivots) - xp.matrix_transpose(half_square_norm(pivots))
+    row = xp.max(log, axis=-1, keepdims=True)
+    values = xp.exp(log - row) @ xp.matrix_transpose(inverse)
+    some = values != 0
+    size = xp.log(xp.where(some, xp.abs(values), xp.ones_like(values)))
+    size = xp.where(some, size, xp.full_like(size, -xp.inf))
+    return Features(amplitude=xp.copysign(xp.ones_like(values), values), log=size, row=row)
+
+
+# -- CUR -----------------------------------------------------------------------------------------------------------
+
+
+@register("cur_attention")
+@final
+@dataclass(frozen=True)
+class CURAttention:
+    """Kernel exp(logits) ≈ C U R from m sampled keys (C), m sampled queries (R) and U ≈ W⁺, then division by row sums.
+
+    W is the intersection of C and R. Rows of C are scaled by their largest entry, rows of R and W by that of R.
+    Samples are drawn without replacement with probabilities proportional to scores, from one exponential clock for each
+    place, the same in all heads.
+
+    Mahoney and Drineas 2009 (CUR by leverage scores); Musco and Musco 2017, arXiv 1605.07583 (ridge leverage scores
+    from sampled landmarks). The operator is a :class:`~nla_llm.operators.Skeleton` divided by its row sums; its ``op``
+    tells ``core_condition``, κ₂(W). Entries and even row sums may be negative.
+
+    Parameters
+    ----------
+    m
+        Number of keys and of queries.
+    sampling
+        'uniform': no scores. 'leverage': x_iᵀ(XᵀX)⁺x_i of the centred queries, and of the centred keys, O(n d²).
+        'ridge_leverage': of the Gaussian kernel of the queries, and of the keys, [G(G + I/10)⁻¹]_ii estimated from m
+        uniform landmarks, O(n m (d + m)); the factor that λ = 1/10 would put before them cancels.
+    core
+        'ridge': (WᵀW + λI)⁻¹Wᵀ with λ = ridge ‖W‖₁ ‖W‖_∞; what λ hides stays hidden as m grows. 'pinv': the
+        pseudo-inverse in float64, whose large entries multiply what C and R cannot represent: errors of 10 to 100
+        times the matrix are usual. 'optimal': columns and rows of softmax attention P itself with U = C⁺ P R⁺, which
+        needs all entries of P, O(n_q n_k (d + m)), and no division: what the chosen keys and queries could give.
+    ridge
+        See ``core``. The default is empirical: smaller ones are better on isotropic data and worse on sharp heads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import AttentionProblem
+    >>> q = np.linspace(0, 1, 20)[:, None]
+    >>> problem = AttentionProblem(q, q)
+    >>> bool(abs(CURAttention(4, core="pinv")(problem, rng=0).dense() - problem.exact().dense()).max() < 1e-3)
+    True
+    """
+
+    m: int
+    _: KW_ONLY
+    sampling: str = "leverage"
+    core: str = "ridge"
+    ridge: float = 1e-2
+    properties: ClassVar[Properties] = Properties(
+        family="columns", budget="m", deterministic=False, shift_invariant=True, partial=True,
+        permutation_equivariant=False, supports=frozenset({"key_mask"}),
+        refusals={"causal": "a sampled query sees a row of keys that earlier queries may not see"},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        whole_number("m", self.m)
+        for name, value, known in (("sampling", self.sampling, SAMPLINGS), ("core", self.core, CORES)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        positive("ridge", self.ridge)
+        promised = {
+            "ridge": {},
+            "pinv": {"converges": True, "shift_invariant": False, "exceptions": _SINGULAR},
+            "optimal": {"converges": True, "row_stochastic": False, "partial": False},
+        }[self.core]
+        object.__setattr__(self, "properties", replace(type(self).properties, **promised))  # type: ignore[arg-type]
+
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
+        """Operator of rank m, normalised by rows but for the optimal core; C and R are held, n × m each."""
+        require(self, problem)
+        _enough_on_both_sides(self.m, problem)
+        xp, draws = problem.xp, generator(rng)
+        x, y = problem.scaled_inputs()
+        some_queries = self._sample(x, None, draws)
+        some_keys = self._sample(y, problem.key_mask, draws)
+        if self.core == "optimal":
+            return _optimal(problem, some_queries, some_keys)
+        rows, columns = some_queries.gather(x), some_keys.gather(y)
+        left, row_scale = _below_maximum(x @ xp.matrix_transpose(columns))
+        log_right = rows @ xp.matrix_transpose(y)
+        if problem.key_mask is not None:
+            log_right = xp.where(problem.key_mask[..., None, :], log_right, xp.full_like(log_right, -xp.inf))
+        right, top = _below_maximum(log_right)
+        inner = xp.exp(rows @ xp.matrix_transpose(columns) - top)
+        op = Skeleton(Dense(left), self._inverse(inner), Dense(right), intersection=inner)
+        return RowNormalised(op, row_scale_log=row_scale[..., 0])
+
+    def _inverse(self, inner: Array) -> Array:
+        from nla_llm.linalg.inverses import (  # noqa: PLC0415 - floor 1, loaded only where it is used
+            norm_product,
+            pseudo_inverse,
+            ridge_inverse,
+        )
+
+        xp = namespace(inner)
+        wide = xp.astype(inner, xp.float64, copy=False)
+        inverse = pseudo_inverse(wide) if self.core == "pinv" else ridge_inverse(wide, self.ridge * norm_product(wide))
+        return xp.astype(inverse, inner.dtype, copy=False)
+
+    def _sample(self, x: Array, mask: Array | None, rng: np.random.Generator) -> Selection:
+        """m places with probabilities proportional to the scores: those whose exponential clocks ring first."""
+        xp, n = namespace(x), x.shape[-2]
+        clock = xp.asarray(rng.standard_exponential(n), device=device_of(x))
+        if self.sampling == "ridge_leverage":
+            landmarks = xp.argsort(hidden_last(xp.asarray(rng.random(n), device=device_of(x)), mask), axis=-1)
+            chosen = Selection(landmarks[..., : self.m], n, like=x).gather(x)
+            clock = ring(clock, by_heads(ridge_leverage, x, chosen))
+        elif self.sampling == "leverage":
+            clock = ring(clock, leverage(x, mask))
+        order = xp.argsort(hidden_last(clock, mask), axis=-1)[..., : self.m]
+        return Selection(xp.sort(order, axis=-1), n, like=x)
+
+    def cost(self, problem: AttentionProblem) -> costs.Cost:
+        """Two samples, C, R and W, the inverse; then a product of rank m."""
+        n_q, n_k, d, d_v = costs.symbols_of(problem)
+        m, f, count = costs.m, costs.formulas, costs.Operations
+        samples = count(mul=(n_q + n_k) * d) + sample_cost(self.sampling, n_q, d, masked=False)
+        samples += sample_cost(self.sampling, n_k, d, masked=problem.key_mask is not None)
+        if self.core == "optimal":
+            return costs.Cost(prepare=samples) + _optimal_cost(problem)
+        factors = f.matmul(n_q + n_k + m, d, m) + f.maximum_of(m, times=n_q) + f.maximum_of(n_k, times=m)
+        factors += count(add=1, exp=1) * ((n_q + n_k + m) * m)
+        inverse = f.pseudo_inverse(m, m)
+        if self.core == "ridge":
+            inverse = f.norm_product(m) + count(mul=1) + f.ridge_inverse(m)
+        sums = f.matmul(m, n_k, 1) + f.matmul(m, m, 1)
+        sums += f.matmul(n_q, m, 1) + count(compare=2 * n_q)
+        products = f.matmul(m, n_k, d_v) + f.matmul(m, m, d_v) + f.matmul(n_q, m, d_v) + count(div=n_q * d_v)
+        return costs.Cost(prepare=samples + factors + inverse + sums, apply=products)
+
+
+def _optimal(problem: AttentionProblem, some_queries: Selection, some_keys: Selection) -> Skeleton:
+    """P between the projections on the sampled columns and on the sampled rows, in float64."""
+    xp, scale, mask = problem.xp, problem.scale, problem.key_mask
+    q, k = (xp.astype(x, xp.float64, copy=False) for x in (problem.q, problem.k))
+    exact = SoftmaxAttention(q, k, scale=scale, key_mask=mask)
+    rows = SoftmaxAttention(some_queries.gather(q), k, scale=scale, key_mask=mask).dense()
+    row_basis = xp.linalg.qr(xp.matrix_transpose(rows))[0]
+    if mask is not None:  # dependent rows leave directions open, which must not point at hidden keys
+        row_basis = xp.where(mask[..., None], row_basis, xp.zeros_like(row_basis))
+    product = exact @ row_basis
+    shift, total = exact.normaliser
+    logits = (scale * q) @ xp.matrix_transpose(some_keys.gather(k))
+    columns = xp.exp(logits - shift[..., None]) / total[..., None]
+    column_basis = xp.linalg.qr(columns)[0]
+    core = xp.matrix_transpose(column_basis) @ product
+    right = Dense(xp.matrix_transpose(row_basis))
+    return Skeleton(Dense(column_basis), core, right, intersection=some_queries.gather(columns))
+
+
+def _optimal_cost(problem: AttentionProblem) -> costs.Cost:
+    """Exact rows, one exact product, exact columns; two QR factorisations; then a product of rank m."""
+    n_q, n_k, d, d_v = costs.symbols_of(problem)
+    m, f, count, pairs = costs.m, costs.formulas, costs.Operations, costs.symbols.visible_pairs(problem)
+    rows = f.softmax_rows(m, m * pairs / n_q, d) + count(div=m * pairs / n_q) + f.qr(n_k, m)
+    product = f.softmax_product(n_q, pairs, d, m)
+    columns = count(mul=n_q * d) + f.matmul(n_q, d, m) + count(add=1, exp=1, div=1) * (n_q * m) + f.qr(n_q, m)
+    apply = f.matmul(m, n_k, d_v) + f.matmul(m, m, d_v) + f.matmul(n_q, m, d_v)
+    return costs.Cost(prepare=rows + product + columns + f.matmul(m, n_q, m), apply=apply)
+
+
+def _below_maximum(log: Array) -> tuple[Array, Array]:
+    """exp(log) over the largest entry of each row, and the logarithms of these."""
+    xp = namespace(log)
+    top = xp.max(log, axis=-1, keepdims=True)
+    return xp.exp(log - top), top
+
+
+def _enough_on_both_sides(m: int, problem: AttentionProblem) -> None:
+    xp, fewest = problem.xp, problem.n_k
+    if problem.key_mask is not None:
+        fewest = int(xp.min(xp.sum(xp.astype(problem.key_mask, xp.int64), axis=-1)))
+    if m > min(problem.n_q, fewest):
+        raise ValueError(
+            f"m={m} rows and columns cannot be chosen from {problem.n_q} queries and {fewest} visible keys; "
+            "pass a smaller m"
+        )

@@ -1,0 +1,1 @@
+"""Randomised attention: importance-sampled estimators and control variates."""

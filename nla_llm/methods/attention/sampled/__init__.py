@@ -1,0 +1,1 @@
+"""Sampled keys: softmax over a weighted or thinned sample of the keys."""

@@ -1,0 +1,1 @@
+"""Sparse patterns: the keys that a query sees, by place or by content, alone or plus low rank."""
