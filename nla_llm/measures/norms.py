@@ -46,6 +46,7 @@ def frobenius_norm(
     method: Method = "auto",
     confidence: float = 0.99,
     max_probes: int = 1024,
+    certain_lower: bool = False,
 ) -> Estimate:
     """Square root of the sum of squared entries.
 
@@ -72,6 +73,8 @@ def frobenius_norm(
         Of the stochastic interval, for each batch element by itself.
     max_probes : int
         Most random vectors of the stochastic method.
+    certain_lower : bool
+        Take only what the 32 directions have seen for the lower bound of the stochastic method, which is then certain.
 
     Returns
     -------
@@ -88,7 +91,7 @@ def frobenius_norm(
     if method not in {"auto", "exact", "stochastic"}:
         raise ValueError(f"method must be 'auto', 'exact' or 'stochastic', got {method!r}")
     if method == "stochastic":
-        return _sampled_frobenius(op, rtol, generator(rng), confidence, max_probes)
+        return _sampled_frobenius(op, rtol, generator(rng), confidence, max_probes, certain_lower=certain_lower)
     if low_rank_factors(op) is not None:
         values = singular_values(op)
         largest = np.max(values, axis=-1, keepdims=True)  # taken out, so that no square over- or underflows
@@ -97,11 +100,17 @@ def frobenius_norm(
         return Estimate.exact(norm, "from the factors", rounding=rounding(op))
     if method == "exact" or math.prod(op.shape) <= _AFFORDABLE_ENTRIES:
         return Estimate.exact(frobenius_by_rows(op), "one pass over the entries", rounding=rounding(op))
-    return _sampled_frobenius(op, rtol, generator(rng), confidence, max_probes)
+    return _sampled_frobenius(op, rtol, generator(rng), confidence, max_probes, certain_lower=certain_lower)
 
 
 def _sampled_frobenius(
-    op: Operator, rtol: float, rng: np.random.Generator, confidence: float, max_probes: int
+    op: Operator,
+    rtol: float,
+    rng: np.random.Generator,
+    confidence: float,
+    max_probes: int,
+    *,
+    certain_lower: bool,
 ) -> Estimate:
     if max_probes < 1:
         raise ValueError(f"max_probes must be at least 1, got {max_probes}")
@@ -124,6 +133,7 @@ def _sampled_frobenius(
     slack = rounding(op)
     how = f"{v.shape[-1]} directions exactly, the rest by {probes} Gaussian probes (Chernoff interval)"
     value = np.sqrt(seen + sampled)
+    lower = np.sqrt(seen) if certain_lower else lower
     return Estimate(value, lower * (1.0 - slack), upper * (1.0 + slack), confidence, how)
 
 

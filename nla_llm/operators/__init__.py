@@ -9,6 +9,7 @@ from nla_llm.operators.softmax import SoftmaxAttention
 from nla_llm.operators.sorted_blocks import SortedBlocks
 from nla_llm.operators.sparse import Panel, TiledSparse, gather_rows
 from nla_llm.operators.stepped import Step, SteppedLowRank
+from nla_llm.operators.widened import Widened, widened
 
 __all__ = [
     "Averaged",
@@ -36,6 +37,8 @@ __all__ = [
     "Sum",
     "TiledSparse",
     "Transpose",
+    "Widened",
     "ZeroRowSumError",
     "gather_rows",
+    "widened",
 ]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, final
 from nla_llm.backend import Array, from_numpy, is_array, matmul, namespace, to_numpy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scipy.sparse.linalg import LinearOperator
 
 __all__ = ["Dense", "Operator", "Product", "Scaled", "Sum", "Transpose"]
@@ -105,6 +107,16 @@ class Operator(ABC):
             rmatmat=adjoint,
         )
 
+    def map(self, function: Callable[[Array], Array]) -> Operator:  # noqa: ARG002 - for those that override it
+        """The same operator with ``function`` (another dtype, another library) applied to every array that it holds.
+
+        Raises
+        ------
+        TypeError
+            If the operator keeps its arrays to itself.
+        """
+        raise TypeError(f"the arrays behind {self!r} cannot be changed; make it anew in the dtype or library wanted")
+
     # -- algebra ---------------------------------------------------------------------------------------------------
 
     def __matmul__(self, other: Any) -> Any:
@@ -175,6 +187,9 @@ class Dense(Operator):
     def rows(self, start: int, stop: int) -> Array:
         return self.matrix[..., start:stop, :]
 
+    def map(self, function: Callable[[Array], Array]) -> Operator:
+        return Dense(function(self.matrix), nonnegative=self.nonnegative)
+
 
 @final
 class Transpose(Operator):
@@ -197,6 +212,9 @@ class Transpose(Operator):
 
     def dense(self) -> Array:
         return self.xp.matrix_transpose(self.op.dense())
+
+    def map(self, function: Callable[[Array], Array]) -> Operator:
+        return self.op.map(function).T
 
 
 @final
@@ -224,6 +242,10 @@ class Scaled(Operator):
     def rows(self, start: int, stop: int) -> Array:
         return self.factor * self.op.rows(start, stop)
 
+    def map(self, function: Callable[[Array], Array]) -> Operator:
+        factor = function(self.factor[..., 0, 0]) if is_array(self.factor) else self.factor
+        return Scaled(factor, self.op.map(function))
+
 
 @final
 class Sum(Operator):
@@ -247,6 +269,9 @@ class Sum(Operator):
     def rows(self, start: int, stop: int) -> Array:
         a, b = self.terms
         return a.rows(start, stop) + b.rows(start, stop)
+
+    def map(self, function: Callable[[Array], Array]) -> Operator:
+        return Sum(*(term.map(function) for term in self.terms))
 
 
 @final
@@ -272,6 +297,9 @@ class Product(Operator):
         a, b = self.factors
         block = self.xp.matrix_transpose(a.rows(start, stop))
         return self.xp.matrix_transpose(b.apply_transpose(block))
+
+    def map(self, function: Callable[[Array], Array]) -> Operator:
+        return Product(*(factor.map(function) for factor in self.factors))
 
 
 def _joint_shape(a: Operator, b: Operator, rows: int, columns: int) -> tuple[int, ...]:

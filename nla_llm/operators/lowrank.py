@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
@@ -11,12 +11,17 @@ from nla_llm.backend import Array, by_heads, device_of, is_numpy, matmul, matmul
 from nla_llm.operators._chunked import chunked_product, chunked_row_sums
 from nla_llm.operators.base import Operator
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["CausalLowRank", "LowRank", "RowNormalised", "Selection", "ZeroRowSumError"]
 
 
-@final
 class LowRank(Operator):
     """left rightᵀ for left (..., n_q, r) and right (..., n_k, r).
+
+    The one operator that is extended: what an engine for updates returns remembers what it approximates
+    (:class:`nla_llm.methods.update.LowRankUpdate`).
 
     Examples
     --------
@@ -37,6 +42,11 @@ class LowRank(Operator):
         """Number of columns of the factors, an upper bound of the rank."""
         return int(self.left.shape[-1])
 
+    @property
+    def T(self) -> Operator:  # noqa: N802
+        """The factors exchanged."""
+        return LowRank(self.right, self.left, nonnegative=self.nonnegative)
+
     def apply(self, x: Array) -> Array:
         return by_heads(_through, self.left, self.right, x)
 
@@ -49,6 +59,9 @@ class LowRank(Operator):
     def row_sums(self) -> Array:
         total = self.xp.sum(self.right, axis=-2)
         return (self.left @ total[..., None])[..., 0]
+
+    def map(self, function: Callable[[Array], Array]) -> Operator:
+        return LowRank(function(self.left), function(self.right), nonnegative=self.nonnegative)
 
 
 @final

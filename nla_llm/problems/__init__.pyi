@@ -14,4 +14,4 @@ from .llama import LlamaConfig as LlamaConfig
 from .llama import LlamaModel as LlamaModel
 from .llama import load_llama as load_llama
 from .problem import AttentionProblem as AttentionProblem
-from .problem import UpdateProblem as UpdateProblem
+from .update import UpdateProblem as UpdateProblem

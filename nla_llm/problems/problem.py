@@ -1,4 +1,4 @@
-"""What is approximated: an attention matrix, or the update of a weight matrix. Everything is validated here, once."""
+"""What is approximated in attention: the softmax matrix of queries and keys. Everything is validated here, once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nla_llm.backend import Array, is_array, is_real_floating, namespace
-from nla_llm.operators import Dense, SoftmaxAttention
+from nla_llm.backend import Array, is_array, namespace
+from nla_llm.operators import SoftmaxAttention
+from nla_llm.problems._checks import check_floating, check_matrix, check_one_library
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nla_llm.operators import Operator
 
-__all__ = ["AttentionProblem", "UpdateProblem"]
+__all__ = ["AttentionProblem"]
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -78,10 +79,10 @@ class AttentionProblem:
         key_mask: Array | None = None,
         bias: Array | None = None,
     ) -> None:
-        _check_matrix("q", q)
-        _check_matrix("k", k)
+        check_matrix("q", q)
+        check_matrix("k", k)
         if v is not None:
-            _check_matrix("v", v)
+            check_matrix("v", v)
         # a Python float: one of NumPy would turn the logits of float32 queries into float64
         scale = float(q.shape[-1]) ** -0.5 if scale is None else _finite_number("scale", scale, "1/sqrt(d)")
         fields = {"q": q, "k": k, "v": v, "scale": scale, "causal": causal, "window": window}
@@ -201,7 +202,7 @@ class AttentionProblem:
         rounded = self.map(lambda a: a if xp.isdtype(a.dtype, "bool") else xp.astype(a, dtype, copy=False))
         for name, a in (("q", rounded.q), ("k", rounded.k), ("v", rounded.v)):
             if a is not None:
-                _check_matrix(name, a)
+                check_matrix(name, a)
         return rounded
 
     def _with(self, **changes: Any) -> Self:
@@ -214,7 +215,7 @@ class AttentionProblem:
 
     def _check(self) -> None:
         q, k, v = self.q, self.k, self.v
-        _check_one_library(q=q, k=k, v=v, key_mask=self.key_mask, bias=self.bias)
+        check_one_library(q=q, k=k, v=v, key_mask=self.key_mask, bias=self.bias)
         if q.dtype != k.dtype:
             raise TypeError(f"q and k must have the same dtype, got {q.dtype} and {k.dtype}; convert one of them")
         if q.shape[-1] != k.shape[-1]:
@@ -261,7 +262,7 @@ class AttentionProblem:
             if self.key_mask.ndim < 1 or self.key_mask.shape[-1] != self.n_k:
                 raise ValueError(f"key_mask must be (..., n_k={self.n_k}), got {self.key_mask.shape}")
         if self.bias is not None:
-            _check_floating("bias", self.bias)
+            check_floating("bias", self.bias)
             if self.bias.ndim < 2 or tuple(self.bias.shape[-2:]) != (self.n_q, self.n_k):
                 raise ValueError(f"bias must be (..., n_q={self.n_q}, n_k={self.n_k}), got {self.bias.shape}")
             if bool(xp.any(xp.isnan(self.bias) | (self.bias == xp.inf))):
@@ -296,124 +297,6 @@ class AttentionProblem:
                     f"some query among rows {start}..{stop - 1} sees no key at all (key_mask, bias, causal and window "
                     "together hide every key), so its softmax is undefined; drop such queries"
                 )
-
-
-@dataclass(frozen=True, eq=False)
-class UpdateProblem:
-    """The update of a weight matrix, ΔW = W_tuned − W_base, that a cheaper matrix is to replace.
-
-    Parameters
-    ----------
-    delta
-        The update (..., d_out, d_in), floating.
-    base
-        The matrix that it updates, of the same shape, or None.
-    inputs
-        Calibration inputs (samples, d_in), or None.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> UpdateProblem(np.eye(3)).exact().shape
-    (3, 3)
-    """
-
-    delta: Array
-    base: Array | None = None
-    inputs: Array | None = None
-
-    def __post_init__(self) -> None:
-        _check_matrix("delta", self.delta)
-        if self.base is not None:
-            _check_matrix("base", self.base)
-            if self.base.shape != self.delta.shape:
-                raise ValueError(f"base must have the shape of delta {self.delta.shape}, got {self.base.shape}")
-        if self.inputs is not None:
-            _check_matrix("inputs", self.inputs)
-            if self.inputs.shape[-1] != self.delta.shape[-1]:
-                raise ValueError(f"inputs must be (samples, d_in={self.delta.shape[-1]}), got {self.inputs.shape}")
-        _check_one_library(delta=self.delta, base=self.base, inputs=self.inputs)
-
-    @classmethod
-    def between(cls, base: Array, tuned: Array, *, inputs: Array | None = None) -> Self:
-        """The update from ``base`` to ``tuned``."""
-        _check_matrix("base", base)
-        _check_matrix("tuned", tuned)
-        _check_one_library(base=base, tuned=tuned)
-        if base.shape != tuned.shape:
-            raise ValueError(f"base and tuned must have the same shape, got {base.shape} and {tuned.shape}")
-        return cls(tuned - base, base=base, inputs=inputs)
-
-    @property
-    def d_out(self) -> int:
-        """Rows of the update."""
-        return int(self.delta.shape[-2])
-
-    @property
-    def d_in(self) -> int:
-        """Columns of the update."""
-        return int(self.delta.shape[-1])
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """Leading axes."""
-        return tuple(self.delta.shape[:-2])
-
-    @property
-    def structure(self) -> frozenset[str]:
-        """An update has no masks."""
-        return frozenset()
-
-    @property
-    def xp(self) -> Any:
-        """Array namespace of the update."""
-        return namespace(self.delta)
-
-    def exact(self, dtype: Any = None) -> Operator:
-        """The update itself, in float64 unless ``dtype`` names another precision."""
-        xp = self.xp
-        return Dense(xp.astype(self.delta, xp.float64 if dtype is None else dtype, copy=False))
-
-    def map(self, function: Callable[[Array], Array]) -> Self:
-        """The same problem with ``function`` applied to every array; not validated again."""
-        new = object.__new__(type(self))
-        for name in ("delta", "base", "inputs"):
-            a = getattr(self, name)
-            object.__setattr__(new, name, None if a is None else function(a))
-        return new
-
-    def astype(self, dtype: Any) -> Self:
-        """The same problem in another precision, refused where that is not floating or overflows."""
-        rounded = self.map(lambda a: namespace(a).astype(a, dtype, copy=False))
-        _check_matrix("delta", rounded.delta)
-        return rounded
-
-
-def _check_floating(name: str, a: Any) -> None:
-    if not is_array(a):
-        raise TypeError(f"{name} must be an array, got {type(a).__name__}; pass numpy.asarray({name}, dtype=float)")
-    if isinstance(a, np.matrix | np.ma.MaskedArray):  # they change what * means, or hide entries
-        raise TypeError(f"{name} must be a plain array, got numpy {type(a).__name__}; pass numpy.asarray({name})")
-    if not is_real_floating(a):
-        raise TypeError(f"{name} must be real and floating, got dtype {a.dtype}; convert it to float32 or float64")
-
-
-def _check_matrix(name: str, a: Any) -> None:
-    _check_floating(name, a)
-    if a.ndim < 2:
-        raise ValueError(f"{name} must have at least two axes (..., rows, columns), got shape {a.shape}")
-    if 0 in a.shape:
-        raise ValueError(f"{name} has an empty axis, shape {a.shape}; at least one row and one column are needed")
-    xp = namespace(a)
-    if not bool(xp.all(xp.isfinite(a))):
-        bad = int(xp.sum(xp.astype(~xp.isfinite(a), xp.int64)))
-        raise ValueError(f"{name} has {bad} entries that are NaN or infinite; a softmax or norm of them means nothing")
-
-
-def _check_one_library(**arrays: Array | None) -> None:
-    libraries = {name: namespace(a).__name__.rsplit(".", 1)[-1] for name, a in arrays.items() if is_array(a)}
-    if len(set(libraries.values())) > 1:
-        raise TypeError(f"all arrays must come from one library, got {libraries}; convert them to that of the first")
 
 
 def _finite_number(name: str, value: Any, default: str) -> float:

@@ -151,9 +151,12 @@ class Subject:
         return AttentionProblem(q, k, v, **structure)
 
     def update(self, d_out: int = 29, d_in: int = 23, *, batch: tuple[int, ...] = ()) -> UpdateProblem:
-        """An update with slowly falling singular values: column j of a Gaussian matrix times (j + 1)^(-1/2)."""
-        (drawn,) = self.arrays((*batch, d_out, d_in))
-        return UpdateProblem(drawn * np.arange(1, d_in + 1) ** -0.5)
+        """An update with slowly falling singular values: column j of a Gaussian matrix times (j + 1)^(-1/2).
+
+        The calibration inputs, for methods that look at them, are twice as many as an input has entries.
+        """
+        (drawn,), (inputs,) = self.arrays((*batch, d_out, d_in)), self.arrays((2 * d_in, d_in), stream=5)
+        return UpdateProblem(drawn * np.arange(1, d_in + 1) ** -0.5, inputs=inputs)
 
     def problems(self) -> Iterator[Any]:
         """The problems of the checks that need no special data: one for each structure that is supported."""

@@ -30,6 +30,7 @@ from nla_llm.operators import (
     Sum,
     TiledSparse,
     Transpose,
+    Widened,
 )
 from nla_llm.operators.sorted_blocks import cut_into_blocks
 
@@ -168,6 +169,7 @@ TABLE = {
     "permutation": lambda batch: Permutation(np.argsort(draw(6, *batch, N_Q), axis=-1), like=np.zeros(1)),
     "monarch": monarch,
     "sorted blocks": sorted_blocks,
+    "widened": lambda batch: Widened(draw(0, *batch, N_Q, N_K).astype(np.float32)),
     "transpose": lambda batch: Transpose(softmax(N_Q, N_K)(batch)),
 }
 BATCHES = {"matrix": (), "heads": (3,), "grouped": (2, 3)}

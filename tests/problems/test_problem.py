@@ -163,22 +163,3 @@ def test_map_reaches_every_array_and_keeps_the_rest():
 
 
 # -- updates -----------------------------------------------------------------------------------------------------------
-
-
-def test_update_between_two_matrices(xp):
-    base, tuned = xp.asarray(draw(0, 5, 4)), xp.asarray(draw(1, 5, 4))
-    problem = nl.UpdateProblem.between(base, tuned, inputs=xp.asarray(draw(2, 7, 4)))
-    np.testing.assert_array_equal(to_numpy(problem.exact().dense()), draw(1, 5, 4) - draw(0, 5, 4))
-    assert (problem.d_out, problem.d_in, problem.batch_shape, problem.structure) == (5, 4, (), frozenset())
-    assert problem.exact().dtype == xp.float64
-    single = problem.astype(xp.float32)
-    assert all(a.dtype == xp.float32 for a in (single.delta, single.base, single.inputs))
-    assert single.exact().dtype == xp.float64
-    assert single.exact(xp.float32).dtype == xp.float32
-
-
-def test_update_map_keeps_what_is_absent():
-    doubled = nl.UpdateProblem(EYE, base=3 * EYE).map(lambda a: 2 * a)
-    np.testing.assert_array_equal(doubled.exact().dense(), 2 * EYE)
-    np.testing.assert_array_equal(doubled.base, 6 * EYE)
-    assert doubled.inputs is None

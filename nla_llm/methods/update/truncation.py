@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import device_of, to_numpy
+from nla_llm.backend import Array, device_of, namespace
+from nla_llm.linalg import factored_svd, low_rank_factors, singular_values
 from nla_llm.methods.registry import Properties, register, require, whole_number
-from nla_llm.operators import LowRank
+from nla_llm.methods.update.result import LowRankUpdate
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from nla_llm.operators import Operator
     from nla_llm.problems import UpdateProblem
     from nla_llm.theory import Theory
 
-__all__ = ["TruncatedSVD", "ZeroUpdate"]
+__all__ = ["TruncatedSVD", "ZeroUpdate", "check_rank", "recompressed", "working_precision"]
 
 
 @register("truncated_svd")
@@ -44,27 +46,28 @@ class TruncatedSVD:
     def __post_init__(self) -> None:
         whole_number("rank", self.rank)
 
-    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRank:
-        """Operator of class LowRank, in the precision of the update; in float32 where that is a half precision."""
+    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
+        """Factors in the precision of the update; in float32 where that is a half precision.
+
+        An update that is a low-rank product already, such as an adapter, is recompressed by QR of both factors; its
+        product is never formed. Any other operator is.
+        """
         require(self, problem)
-        if self.rank > min(problem.d_out, problem.d_in):
-            raise ValueError(f"rank={self.rank} exceeds the dimensions of the update, {problem.d_out} x {problem.d_in}")
-        xp, r = problem.xp, self.rank
-        delta = problem.delta
-        if delta.dtype not in (xp.float32, xp.float64):  # in no other does a library decompose
-            delta = xp.astype(delta, xp.float32 if delta.dtype.itemsize <= 4 else xp.float64)
-        u, s, vt = xp.linalg.svd(delta, full_matrices=False)
-        return LowRank(u[..., :, :r] * s[..., None, :r], xp.matrix_transpose(vt[..., :r, :]))
+        check_rank(self.rank, problem)
+        xp, r, op = problem.xp, self.rank, problem.operator
+        if low_rank_factors(op) is not None:
+            return recompressed(op, r)
+        u, s, vt = xp.linalg.svd(working_precision(op.dense()), full_matrices=False)
+        return LowRankUpdate(u[..., :, :r] * s[..., None, :r], xp.matrix_transpose(vt[..., :r, :]), of=op)
 
     def theory(self, problem: UpdateProblem) -> Theory:
         """Error in every unitarily invariant norm, from the singular values of the update."""
         from nla_llm.theory.yardsticks import eckart_young_theory  # noqa: PLC0415 - SciPy loads there
 
-        spectrum = to_numpy(problem.xp.linalg.svdvals(problem.exact().dense()))
-        return eckart_young_theory(spectrum, self.rank, tuple(problem.delta.shape))
+        return eckart_young_theory(singular_values(problem.operator), self.rank, tuple(problem.delta.shape))
 
     def cost(self, problem: UpdateProblem) -> costs.Cost:
-        """A dense singular value decomposition; applying it to one input takes the two factors."""
+        """A dense singular value decomposition, that of an update that is held as an array; two factors to apply."""
         d_out, d_in, r = costs.d_out, costs.d_in, costs.r
         factors = costs.formulas.svd(d_out, d_in) + costs.Operations(mul=d_out * r)
         return costs.Cost(prepare=factors, apply=costs.formulas.LowRankShape(d_out, d_in, r).apply(1))
@@ -88,14 +91,67 @@ class ZeroUpdate:
         problem="update", family="zero update", target="zero", row_stochastic=False, nonnegative=True, yardstick=True
     )
 
-    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRank:
+    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """The zero operator as a product of rank at most one."""
         require(self, problem)
         xp, batch = problem.xp, problem.batch_shape
-        kind = {"dtype": problem.delta.dtype, "device": device_of(problem.delta)}
+        kind = {"dtype": problem.delta.dtype, "device": device_of(problem.like)}
         left, right = xp.zeros((*batch, problem.d_out, 1), **kind), xp.zeros((*batch, problem.d_in, 1), **kind)
-        return LowRank(left, right, nonnegative=True)
+        return LowRankUpdate(left, right, of=problem.operator, nonnegative=True)
 
     def cost(self, problem: UpdateProblem) -> costs.Cost:
         """Nothing to prepare; applying it multiplies by a rank of one, though by zeros."""
         return costs.Cost(apply=costs.formulas.LowRankShape(costs.d_out, costs.d_in, 1).apply(1))
+
+
+# -- what all engines share --------------------------------------------------------------------------------------------
+
+
+def recompressed(adapter: Operator, rank: int) -> LowRankUpdate:
+    """The best approximation of a low-rank product by one of smaller rank: QR of both factors and a small SVD.
+
+    Costs O((d_out + d_in) R²) for factors of R columns; the product is never formed. The factors are
+    ``left`` = U Σ, ``right`` = V, in the precision of the adapter; columns beyond those of the adapter are zero.
+
+    Raises
+    ------
+    ValueError
+        If the operator is no low-rank product, or its factors have more columns than the matrix has rows or columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.operators import LowRank
+    >>> B = recompressed(LowRank(np.eye(5, 3), np.eye(4, 3)), 2)
+    >>> B.rank, float(B.remaining("spectral").value)
+    (2, 1.0)
+    """
+    factors = low_rank_factors(adapter)
+    if factors is None:
+        raise ValueError(f"{adapter!r} is no low-rank product of fewer columns than the matrix has; pass an adapter")
+    xp, (u, s, v) = adapter.xp, factored_svd(*factors)
+    left, right = (_columns(a, rank) for a in (u * s[..., None, :], v))
+    narrow = left.dtype if adapter.dtype not in (xp.float32, xp.float64) else adapter.dtype
+    return LowRankUpdate(xp.astype(left, narrow), xp.astype(right, narrow), of=adapter)
+
+
+def _columns(a: Array, number: int) -> Array:
+    """The first columns of ``a``, filled up by zeros where there are fewer."""
+    xp, have = namespace(a), int(a.shape[-1])
+    if have >= number:
+        return a[..., :number]
+    return xp.concat([a, xp.zeros((*a.shape[:-1], number - have), dtype=a.dtype, device=device_of(a))], axis=-1)
+
+
+def check_rank(rank: int, problem: UpdateProblem) -> None:
+    """Refuse a rank above the dimensions of the update."""
+    if rank > min(problem.d_out, problem.d_in):
+        raise ValueError(f"rank={rank} exceeds the dimensions of the update, {problem.d_out} x {problem.d_in}")
+
+
+def working_precision(a: Array) -> Array:
+    """``a`` in float32 where it is narrower and in float64 where it is wider: no library decomposes in any other."""
+    xp = namespace(a)
+    if a.dtype in (xp.float32, xp.float64):
+        return a
+    return xp.astype(a, xp.float32 if a.dtype.itemsize <= 4 else xp.float64)

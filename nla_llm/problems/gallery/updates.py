@@ -9,7 +9,7 @@ import numpy as np
 from nla_llm.backend import generator
 from nla_llm.linalg import haar_orthogonal
 from nla_llm.problems.gallery._arguments import at_least_zero, floating, spectrum, whole
-from nla_llm.problems.problem import UpdateProblem
+from nla_llm.problems.update import UpdateProblem
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray

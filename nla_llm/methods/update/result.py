@@ -1,0 +1,126 @@
+"""What every engine returns: a low-rank operator that remembers what it stands for, and can tell how far off it is."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal, final
+
+import numpy as np
+
+from nla_llm.backend import eps, generator, to_numpy
+from nla_llm.linalg import factored_svd
+from nla_llm.measures import Estimate, frobenius_norm, spectral_norm
+from nla_llm.operators import Dense, LowRank, Operator, Scaled, Sum, Transpose, Widened, widened
+
+if TYPE_CHECKING:
+    from nla_llm.backend import Array
+
+__all__ = ["LowRankUpdate", "remaining_error"]
+
+Norm = Literal["frobenius", "spectral"]
+
+
+@final
+class LowRankUpdate(LowRank):
+    """left rightᵀ for left (..., d_out, r) and right (..., d_in, r), in place of the update ``of``.
+
+    Laws: an operator of class ``LowRank``; ``remaining(norm)`` brackets the norm of ``of − self`` whatever the engine,
+    its luck and its arithmetic.
+
+    Examples
+    --------
+    >>> B = LowRankUpdate(np.ones((3, 1)), np.ones((2, 1)), of=Dense(np.ones((3, 2)) + np.eye(3, 2)))
+    >>> B.rank, float(B.remaining("spectral").value)
+    (1, 1.0)
+    """
+
+    def __init__(self, left: Array, right: Array, *, of: Operator, nonnegative: bool = False) -> None:
+        super().__init__(left, right, nonnegative=nonnegative)
+        self.of = of
+
+    def remaining(
+        self,
+        norm: Norm = "frobenius",
+        rng: int | np.random.Generator = 0,
+        *,
+        rtol: float = 0.05,
+        confidence: float = 0.99,
+    ) -> Estimate:
+        """‖ΔW − B‖ a posteriori, from products with both; see :func:`remaining_error`."""
+        return remaining_error(self.of, self, norm, rng, rtol=rtol, confidence=confidence)
+
+
+def remaining_error(
+    delta: Operator,
+    approximation: LowRank,
+    norm: Norm = "frobenius",
+    rng: int | np.random.Generator = 0,
+    *,
+    rtol: float = 0.05,
+    confidence: float = 0.99,
+) -> Estimate:
+    """‖ΔW − B‖ of any low-rank product B, without forming the difference.
+
+    The lower bound is certain; so is the upper one where the result has the confidence 1, else it holds with the stated
+    probability. Both allow for rounding, what cancels in the difference included: 4 √n eps (‖ΔW‖_F + ‖B‖_F), with
+    eps that of float64, in which matrices and factors are multiplied here whatever they are held in, or that of an
+    operator that cannot be widened. The constant is empirical, as in the measures.
+
+    * ``frobenius``: one pass over the rows where ΔW gives rows cheaply (certain), else Gaussian probes with Chernoff's
+      interval, the lower end from 32 directions that are computed.
+    * ``spectral``: :func:`nla_llm.measures.spectral_norm` of the difference: dense where small, else block Krylov,
+      below by a Rayleigh quotient, above by a certain bound or by that of Kuczyński and Woźniakowski 1992.
+
+    Parameters
+    ----------
+    delta : Operator (..., d_out, d_in)
+    approximation : LowRank (..., d_out, d_in)
+    norm : {"frobenius", "spectral"}
+    rng : int or numpy.random.Generator
+        For the probes.
+    rtol : float
+        Relative width aimed at.
+    confidence : float
+        Of an upper bound that is not certain.
+
+    Examples
+    --------
+    >>> B = LowRank(np.array([[2.0], [0.0]]), np.array([[1.0], [0.0]]))
+    >>> error = remaining_error(Dense(np.diag([2.0, 0.5])), B)
+    >>> float(error.value), error.confidence
+    (0.5, 1.0)
+    """
+    if norm not in {"frobenius", "spectral"}:
+        raise ValueError(f"norm must be 'frobenius' or 'spectral', got {norm!r}")
+    rng, exact, replaced = generator(rng), widened(delta), widened(approximation)
+    if isinstance(exact, Transpose):  # the norms are the same, and the rows of the matrix itself are at hand
+        exact, replaced = exact.op, replaced.T
+    difference = exact - replaced
+    if norm == "spectral":
+        measured = spectral_norm(difference, rtol, rng, confidence=confidence)
+    elif _has_rows(exact):
+        measured = frobenius_norm(difference, rtol, rng, method="exact")
+    else:
+        measured = frobenius_norm(difference, rtol, rng, method="stochastic", confidence=confidence, certain_lower=True)
+    return _allow_for_cancellation(measured, difference, approximation)
+
+
+def _has_rows(op: Operator) -> bool:
+    """Whether rows are read or multiplied out of thin factors, rather than had by products with unit vectors."""
+    match op:
+        case Dense() | Widened() | LowRank():
+            return True
+        case Scaled():
+            return _has_rows(op.op)
+        case Sum():
+            return all(_has_rows(term) for term in op.terms)
+    return False
+
+
+def _allow_for_cancellation(measured: Estimate, difference: Operator, approximation: LowRank) -> Estimate:
+    """The estimate widened by the rounding of both terms, whose size is at most 2 ‖B‖_F + ‖ΔW − B‖_F."""
+    size = np.linalg.norm(to_numpy(factored_svd(approximation.left, approximation.right).values), axis=-1)
+    unit = 4.0 * math.sqrt(max(difference.shape[-2:])) * eps(difference)
+    slack = unit * (2.0 * size + measured.upper)
+    lower = np.maximum(measured.lower - slack, 0.0)
+    return Estimate(measured.value, lower, measured.upper + slack, measured.confidence, measured.how)
