@@ -62,17 +62,23 @@ def _head_product(
 def chunked_row_sums(op: CausalLowRank) -> Matrix:
     """``A 1`` by running sums of the right factor, without the products inside chunks."""
     out = np.empty(op.shape[:-1], op.dtype)
-    lower = np.tri(op.chunk, dtype=op.dtype)
+    (n, m), chunk = op.left.shape[-2:], op.chunk
+    lower = np.tri(chunk, dtype=op.dtype)
+    rows = chunk * max(1, _GROUP_ENTRIES // (chunk * m))
 
     def head(index: tuple[int, ...]) -> None:
         left, right = _view(op.left, op.batch_shape, index), _view(op.right, op.batch_shape, index)
         decay = None if op.decay is None else _view(op.decay, op.batch_shape, index)
-        seen = lower @ _blocks(right, op.chunk)  # running sums inside chunks: a product beats a strided cumsum
-        for c in range(1, len(seen)):
-            before = seen[c - 1, -1]
-            seen[c] += before if decay is None else decay[c] * before
-        # into a new array: sums of narrow formats come in float32, and are rounded by the assignment
-        out[index] = np.einsum("nm,nm->n", left, seen.reshape(-1, left.shape[1])[: len(left)])
+        before = None
+        for start in range(0, n, rows):
+            group = slice(start, min(start + rows, n))
+            seen = lower @ _blocks(right[group], chunk)  # running sums in chunks: a product beats a strided cumsum
+            for c in range(len(seen)):
+                if before is not None:
+                    seen[c] += before if decay is None else decay[start // chunk + c] * before
+                before = seen[c, -1]
+            # into a new array: sums of narrow formats come in float32, and are rounded by the assignment
+            out[index][group] = np.einsum("nm,nm->n", left[group], seen.reshape(-1, m)[: group.stop - start])
 
     parallel(head, np.ndindex(op.batch_shape))
     return out

@@ -164,7 +164,7 @@ class MonomialFeatures(ABC):
         weights = from_numpy(weights, like=problem.q, dtype=problem.q.dtype)
         signed = root if problem.scale >= 0 else -root
         queries, keys = (self._features(s * x, weights) for s, x in ((root, problem.q), (signed, problem.k)))
-        return kernel_attention(problem, queries, keys, nonnegative=self.properties.nonnegative)
+        return kernel_attention(problem, queries, keys, nonnegative=self.properties.nonnegative, overwrite=True)
 
     def _features(self, x: Array, weights: Array) -> Features:
         """Monomials of x̂/|x̂| with their weights, and p log |x̂|."""

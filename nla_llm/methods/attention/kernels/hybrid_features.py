@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args
 from nla_llm import costs
 from nla_llm.backend import Array, from_numpy, generator, namespace
 from nla_llm.methods.attention.kernels.directions import ENSEMBLES, Directions
-from nla_llm.methods.attention.kernels.linear_attention import Features, half_square_norm, kernel_attention_cost
+from nla_llm.methods.attention.kernels.features import Features, MadeByRows, half_square_norm
+from nla_llm.methods.attention.kernels.linear_attention import kernel_attention_cost
 from nla_llm.methods.attention.kernels.random_features import RandomFeatures, promises
 from nla_llm.methods.registry import register, whole_number
 
@@ -36,7 +37,8 @@ class HybridFeatures(RandomFeatures):
       y, of mean θ/π, θ the angle between x and y;
     - ``weight="gaussian"``: (1/r) Σ_j cos(σ τ_j·(x + y)), of mean exp(−σ²|x + y|²/2), σ = ``width``.
 
-    A product of features is a feature, so that there are 6rm of them, or (6r + 2)m, and memory to match. As λ̂ is
+    A product of features is a feature, so that there are 6rm of them, or (6r + 2)m, and memory to match: two factors of
+    as many numbers a token, nothing else of that size. As λ̂ is
     independent of the directions the estimate is unbiased, whatever λ̂ is. Positive features are exact at x = −y,
     trigonometric ones at x = y, and so is the hybrid where λ̂ is exact: at both ends with angular weights, at x = −y
     with Gaussian ones. Entries and row sums may be negative. Where the weight leaves only positive features to a row
@@ -93,18 +95,25 @@ class HybridFeatures(RandomFeatures):
         *,
         mask: Array | None = None,
         rng: np.random.Generator | None = None,
-    ) -> tuple[Features, Features]:
+    ) -> tuple[MadeByRows, MadeByRows]:
         """Products of the features of the weight with positive and with trigonometric features."""
         del mask
         xp = namespace(x)
         drawn = generator(rng).standard_normal((self.r, x.shape[-1]))
         tau = xp.astype(from_numpy(drawn if self.weight == "angular" else self.width * drawn, like=x), x.dtype)
         tau_t = xp.matrix_transpose(tau)
-        combine = _separated if self.weight == "angular" else _waves_of_weight
-        return (
-            combine(x, omega.project(x), x @ tau_t, of_queries=True),
-            combine(y, omega.project(y), y @ tau_t, of_queries=False),
-        )
+        angular = self.weight == "angular"
+        combine, width = (_separated, 6 * self.r) if angular else (_waves_of_weight, 6 * self.r + 2)
+
+        def by_rows(tokens: Array, *, of_queries: bool) -> MadeByRows:
+            parts = tokens, omega.project(tokens), tokens @ tau_t
+
+            def make(start: int, stop: int) -> Features:
+                return combine(*(part[..., start:stop, :] for part in parts), of_queries=of_queries)
+
+            return MadeByRows((*tokens.shape[:-1], width * self.m), make, zeros=0.5 if angular else 0.0)
+
+        return by_rows(x, of_queries=True), by_rows(y, of_queries=False)
 
     def theory(self, problem: AttentionProblem) -> Theory | None:
         """Mean and, with i.i.d. directions, variance of the entries before the division by row sums."""
@@ -152,7 +161,7 @@ def _separated(x: Array, projection: Array, side: Array, *, of_queries: bool) ->
     log_wave = _flat(xp.broadcast_to(own[..., None], (*own.shape, 2 * m)))
     amplitudes = [xp.ones_like(log_positive)] + [wave] * (2 * r)
     logs = [log_positive, log_wave]
-    return Features(xp.concat(amplitudes, axis=-1), xp.concat(logs, axis=-1), row=half, zeros=0.5)
+    return Features(xp.concat(amplitudes, axis=-1), xp.concat(logs, axis=-1), row=half)
 
 
 def _waves_of_weight(x: Array, projection: Array, angle: Array, *, of_queries: bool) -> Features:

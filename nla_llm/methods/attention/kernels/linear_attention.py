@@ -8,84 +8,34 @@ In the causal form the scale of the keys may only know the past, so it runs alon
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, is_numpy, namespace
+from nla_llm.backend import Array, by_heads, device_of, is_numpy, namespace, parallel
+from nla_llm.methods.attention.kernels.features import Features, MadeByRows, half_square_norm, half_square_norm_cost
 from nla_llm.operators import CausalLowRank, LowRank, RowNormalised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nla_llm.problems import AttentionProblem
 
 __all__ = [
     "CHUNK",
     "Features",
+    "MadeByRows",
     "half_square_norm",
     "half_square_norm_cost",
     "kernel_attention",
     "kernel_attention_cost",
 ]
 
+_BLOCK_ENTRIES = 1 << 18  # of a block of features that are made by rows: a MiB in float32, a core's second-level cache
 CHUNK = 64  # rows of a causal chunk: near the feature counts in use, where state and triangle cost the same
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """Features φ = amplitude · exp(log + row + column): their logarithmic scale is carried apart so that it can move.
-
-    Queries and keys have the same parts, but for ``column``.
-
-    Attributes
-    ----------
-    amplitude
-        (..., n, m), or None for ones.
-    log
-        (..., n, m) or (..., n, 1), or None for zeros; −inf is a feature that is zero.
-    row
-        (..., n, 1), or None for zeros: what all features of a token share. It never meets the features of the queries,
-        whose rows are normalised.
-    column
-        (..., 1, m), or None for zeros: what all keys share, only beside a ``log`` of m columns. It never meets the
-        features of the keys: it is moved to the queries together with the scale of the keys.
-    zeros
-        Share of the features of a token that are zero by construction, their log −inf: not counted as underflow.
-    """
-
-    amplitude: Array | None = None
-    log: Array | None = None
-    row: Array | None = None
-    column: Array | None = None
-    zeros: float = 0.0
-
-    def hide(self, mask: Array | None) -> Features:
-        """The same with the rows of hidden tokens zero."""
-        if mask is None:
-            return self
-        xp = namespace(mask)
-        keep = mask[..., None]
-
-        def blank(a: Array | None, fill: float) -> Array | None:
-            return None if a is None else xp.where(keep, a, xp.asarray(fill, dtype=a.dtype, device=device_of(a)))
-
-        return replace(
-            self, amplitude=blank(self.amplitude, 0.0), log=blank(self.log, -xp.inf), row=blank(self.row, -xp.inf)
-        )
-
-    def times(self, exponential: Array | None) -> Array:
-        """amplitude · exponential, where None stands for ones; an exponential of this shape is overwritten."""
-        if exponential is None or self.amplitude is None:
-            return self.amplitude if exponential is None else exponential
-        if exponential.shape == self.amplitude.shape:
-            exponential *= self.amplitude
-            return exponential
-        return by_heads(operator.mul, self.amplitude, exponential)
 
 
 class _Scaled(NamedTuple):
@@ -100,8 +50,8 @@ class _Scaled(NamedTuple):
 
 def kernel_attention(
     problem: AttentionProblem,
-    queries: Features,
-    keys: Features,
+    queries: Features | MadeByRows,
+    keys: Features | MadeByRows,
     *,
     log_factor: float = 0.0,
     nonnegative: bool = False,
@@ -111,12 +61,18 @@ def kernel_attention(
     """diag(Â 1)⁻¹ Â for Â = exp(log_factor) φ(q) φ(k)ᵀ, its lower triangle where the problem is causal.
 
     Masked keys are removed from numerator and denominator alike. The operator's ``underflow_share`` tells which share
-    of the exponentials has vanished. With ``overwrite`` the logs of the features may be overwritten.
+    of the exponentials has vanished. With ``overwrite`` the parts of the features may be overwritten. Features are
+    :class:`MadeByRows` on both sides or on neither.
     """
-    keys = keys.hide(problem.key_mask)
-    scaled = _scale_causal(queries, keys, chunk) if problem.causal else _scale(queries, keys, overwrite)
-    left, right = queries.times(scaled.queries), keys.times(scaled.keys)
     op: CausalLowRank | LowRank
+    if isinstance(queries, MadeByRows) and isinstance(keys, MadeByRows) and is_numpy(problem.q, problem.k):
+        keys = keys.hide(problem.key_mask)
+        scaled = _scale_by_rows(queries, keys, chunk if problem.causal else None)
+        left, right = scaled.queries, scaled.keys
+    else:
+        queries, keys = queries.whole(), keys.whole().hide(problem.key_mask)
+        scaled = _scale_causal(queries, keys, chunk) if problem.causal else _scale(queries, keys, overwrite)
+        left, right = (f.times(e, overwrite=overwrite) for f, e in ((queries, scaled.queries), (keys, scaled.keys)))
     if problem.causal:
         op = CausalLowRank(left, right, decay=scaled.decay, chunk=scaled.chunk, nonnegative=nonnegative)
     else:
@@ -204,36 +160,119 @@ def _running_scale(
     chunk is scaled by a maximum that includes the later keys of its own chunk; where that maximum has grown by more
     than the exponent range allows, chunks are halved (a chunk of one row knows no later key).
     """
-    xp = namespace(log_k)
-    allowed = 0.45 * float(xp.log(xp.asarray(xp.finfo(log_k.dtype).max)))  # both factors stay normal numbers
     n = log_k.shape[-2]
-    top = log_k[..., :1, :]
-    moved_q, moved_k, decay = [], [], []
-    for start in range(0, n, chunk):
-        stop = min(start + chunk, n)  # the standard leaves a slice beyond the end undefined
-        block = log_k[..., start:stop, :]
-        at_first_row = xp.maximum(top, block[..., :1, :])
-        new_top = xp.maximum(top, xp.max(block, axis=-2, keepdims=True))
+    spans = [(start, min(start + chunk, n)) for start in range(0, n, chunk)]
+    chain = _chain([_tops(log_k[..., start:stop, :]) for start, stop in spans], halved=chunk == 1)
+    if chain is None:
+        return _running_scale(log_q, log_k, chunk // 2, column)
+    xp = namespace(log_k)
+    moved_q, moved_k = [], []
+    for (start, stop), link in zip(spans, chain, strict=True):
+        moved_k.append(log_k[..., start:stop, :] - link.scale)
+        moved_q.append(log_q[..., start:stop, :] + (link.top if column is None else link.top + column))
+    decay = xp.concat([link.decay for link in chain], axis=-2)
+    return xp.concat(moved_q, axis=-2), xp.concat(moved_k, axis=-2), decay, chunk
+
+
+class _Link(NamedTuple):
+    """What the keys of a chunk do to the running maximum: the new one, as a finite scale, and the decay to it."""
+
+    top: Array
+    scale: Array
+    decay: Array
+
+
+def _tops(log: Array) -> tuple[Array, Array]:
+    """Logs of the first row of a chunk, and the largest of each feature."""
+    return log[..., :1, :], namespace(log).max(log, axis=-2, keepdims=True)
+
+
+def _chain(tops: list[tuple[Array, Array]], *, halved: bool) -> list[_Link] | None:
+    """The running maximum along the chunks; None where it grows too much within one that can still be halved."""
+    top = tops[0][0]
+    xp = namespace(top)
+    allowed = 0.45 * float(xp.log(xp.asarray(xp.finfo(top.dtype).max)))  # both factors stay normal numbers
+    links = []
+    for first, largest in tops:
+        at_first_row = xp.maximum(top, first)
+        new_top = xp.maximum(top, largest)
         scale = _finite(new_top)
         grown = scale - xp.where(at_first_row == -xp.inf, scale, at_first_row)  # a new feature has no past to spoil
-        if chunk > 1 and bool(xp.any(grown > allowed)):
-            return _running_scale(log_q, log_k, chunk // 2, column)
-        moved_k.append(block - scale)
-        moved_q.append(log_q[..., start:stop, :] + (new_top if column is None else new_top + column))
-        decay.append(xp.exp(top - scale))
+        if not halved and bool(xp.any(grown > allowed)):
+            return None
+        links.append(_Link(new_top, scale, xp.exp(top - scale)))
         top = new_top
-    return xp.concat(moved_q, axis=-2), xp.concat(moved_k, axis=-2), xp.concat(decay, axis=-2), chunk
+    return links
 
 
-def half_square_norm(x: Array) -> Array:
-    """½|x|² of every token, (..., n, 1): what turns exp(ω·x) into a feature of the softmax kernel."""
-    return 0.5 * namespace(x).sum(x * x, axis=-1, keepdims=True)
+# -- features that are made by rows ------------------------------------------------------------------------------------
 
 
-def half_square_norm_cost(tokens: Any, d: Any) -> costs.Operations:
-    """Cost of :func:`half_square_norm`."""
-    norms: costs.Operations = tokens * (costs.Operations(mul=d + 1) + costs.formulas.sum_of(d))
-    return norms
+def _scale_by_rows(queries: MadeByRows, keys: MadeByRows, chunk: int | None) -> _Scaled:
+    """The factors themselves, filled block by block from threads; ``chunk`` is None where the form is not causal."""
+    links, chunk = _links_by_rows(keys, chunk)
+    (n_q, m), dtype = queries.shape[-2:], links[0].top.dtype
+    batch = np.broadcast_shapes(queries.shape[:-2], keys.shape[:-2])
+    left, right = np.empty((*batch, n_q, m), dtype), np.empty(keys.shape, dtype)
+    row_scale = np.empty((*batch, n_q, 1), dtype)
+
+    def fill_keys(span: tuple[int, int]) -> None:
+        made, log = _with_row(keys, span)
+        for rows, link in _in_span(links, chunk, span):
+            log[..., rows, :] -= link.scale
+        right[..., slice(*span), :] = made.times(np.exp(log, out=log))
+
+    def fill_queries(span: tuple[int, int]) -> None:
+        made, rows = queries.make(*span), slice(*span)
+        own: Any = made.log
+        log = left[..., rows, :]
+        for part, link in _in_span(links, chunk, span):
+            np.add(own[..., part, :], link.top, out=log[..., part, :])
+        log -= (top := _finite(np.max(log, axis=-1, keepdims=True)))
+        made.times(np.exp(log, out=log))
+        row_scale[..., rows, :] = top if made.row is None else top + made.row
+
+    parallel(fill_keys, _spans(keys, chunk))
+    parallel(fill_queries, _spans(queries, chunk))
+    decay = None if chunk is None else np.concatenate([link.decay for link in links], axis=-2)
+    return _Scaled(left, right, row_scale, decay, chunk or 1)
+
+
+def _links_by_rows(keys: MadeByRows, chunk: int | None) -> tuple[list[_Link], int | None]:
+    """The scale of the keys, one for all rows or one for each chunk, and the chunk to which that has led."""
+
+    def tops(span: tuple[int, int]) -> list[tuple[Array, Array]]:
+        _, log = _with_row(keys, span)
+        starts = range(0, span[1] - span[0], chunk or span[1] - span[0])
+        parts = (log[..., start : start + starts.step, :] for start in starts)
+        return [(first.copy(), largest) for first, largest in map(_tops, parts)]  # a view would keep the block
+
+    found = [pair for pairs in parallel(tops, _spans(keys, chunk)) for pair in pairs]
+    if chunk is None:
+        top = reduce(np.maximum, [largest for _, largest in found])
+        return [_Link(top, _finite(top), top)], None
+    links = _chain(found, halved=chunk == 1)
+    return _links_by_rows(keys, chunk // 2) if links is None else (links, chunk)
+
+
+def _with_row(keys: MadeByRows, span: tuple[int, int]) -> tuple[Features, Array]:
+    made = keys.make(*span)
+    return made, made.log if made.row is None else made.log + made.row
+
+
+def _spans(features: MadeByRows, chunk: int | None) -> list[tuple[int, int]]:
+    """Blocks of rows that fit into a cache, of whole chunks."""
+    n, unit = features.shape[-2], chunk or 1
+    step = unit * max(1, _BLOCK_ENTRIES * n // (prod(features.shape) * unit))
+    return [(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def _in_span(links: list[_Link], chunk: int | None, span: tuple[int, int]) -> Iterator[tuple[slice, _Link]]:
+    """Rows of each chunk of a block, counted from its first row, with what the keys of the chunk do."""
+    start, stop = span
+    step = chunk or stop - start
+    for row in range(start, stop, step):
+        yield slice(row - start, min(row - start + step, stop - start)), links[0 if chunk is None else row // step]
 
 
 def kernel_attention_cost(

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, generator, namespace
 from nla_llm.methods.attention.kernels.directions import ENSEMBLES, Directions, check_ensemble, draw_directions
-from nla_llm.methods.attention.kernels.linear_attention import (
-    CHUNK,
+from nla_llm.methods.attention.kernels.features import (
     Features,
+    MadeByRows,
     half_square_norm,
     half_square_norm_cost,
+)
+from nla_llm.methods.attention.kernels.linear_attention import (
+    CHUNK,
     kernel_attention,
     kernel_attention_cost,
 )
@@ -117,7 +120,7 @@ class RandomFeatures(ABC):
         *,
         mask: Array | None = None,
         rng: np.random.Generator | None = None,
-    ) -> tuple[Features, Features]:
+    ) -> tuple[Features | MadeByRows, Features | MadeByRows]:
         """Features of queries and of keys.
 
         A function whose parameters come from the data overrides this and looks at the keys that ``mask`` shows; one
