@@ -116,11 +116,16 @@ def eps(x: Array) -> float:
     True
     """
     if isinstance(x.dtype, np.dtype):
-        from ml_dtypes import finfo  # noqa: PLC0415 - knows bfloat16 and its like, which NumPy's does not
-
-        return float(finfo(x.dtype).eps)  # type: ignore[no-untyped-call]
+        return _numpy_eps(x.dtype)
     xp = x.xp if hasattr(x, "xp") else namespace(x)
     return float(xp.finfo(x.dtype).eps)
+
+
+@cache  # a millisecond otherwise
+def _numpy_eps(dtype: np.dtype[Any]) -> float:
+    from ml_dtypes import finfo  # noqa: PLC0415 - knows bfloat16 and its like, which NumPy's does not
+
+    return float(finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def generator(rng: int | np.random.Generator | None) -> np.random.Generator:

@@ -1,9 +1,15 @@
 """Adaptive cross approximation: interpolation, scales, and its two paths."""
 
 import numpy as np
+import pytest
 
+from nla_llm.methods.attention.hierarchical import cross_approximation as module
 from nla_llm.methods.attention.hierarchical.boxes import boxes_of
-from nla_llm.methods.attention.hierarchical.cross_approximation import _crosses, _crosses_of_one, cross_approximation
+from nla_llm.methods.attention.hierarchical.cross_approximation import (
+    _crosses,
+    _crosses_on_numpy,
+    cross_approximation,
+)
 
 (LEVEL,) = boxes_of(64, 64, 32, 0, True).levels  # the rows 32 to 63 against the keys 0 to 31
 NOWHERE = np.full((64, 1), -np.inf)
@@ -49,19 +55,35 @@ def test_common_factors_of_rows_are_carried_apart():
     np.testing.assert_allclose(shifted.scale, plain.scale + lifted[32:, -1], rtol=1e-12)
 
 
-def test_many_blocks_and_one_block_go_the_same_way():
+@pytest.mark.parametrize("rank", [4, 1])
+@pytest.mark.parametrize("slots", [40, 80, 200])
+def test_groups_of_blocks_go_the_same_way(monkeypatch, slots, rank):
+    """As all blocks at once in the generic path: groups of one, two and five blocks, also where nothing is left."""
+    monkeypatch.setattr(module, "_GROUP_SLOTS", slots)
     rng = np.random.default_rng(0)
     x, y = 1.5 * rng.standard_normal((2, 3, 40, 4))
+    y[2] = y[2, np.arange(40) % rank]
     near = rng.standard_normal((3, 40, 1))
     near[0] = -np.inf
     shown, inside = rng.random((3, 1, 40)) < 0.8, np.broadcast_to(np.arange(40) < 35, (3, 1, 40))
     shown[1] = False  # a block of hidden keys
     references = np.broadcast_to(np.arange(0, 40, 4), (3, 1, 10))
-    together = _crosses(9, x, y, near, shown, inside, references)
-    for b in range(3):
-        alone = _crosses_of_one(9, x[b], y[b], near[b], shown[b], inside[b], references[b])
-        for a, t in zip(alone, together, strict=True):
-            np.testing.assert_allclose(a, t[b], rtol=0, atol=1e-9)
-    assert not together[0][1].any()
-    assert together[0][0].any()
-    assert not together[1][..., ~shown[0, 0]][0].any()
+    blocks = x, y, near, shown, inside, references
+    want = _crosses(9, *blocks)
+    for got, wanted in zip(_crosses_on_numpy(9, *blocks), want, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-9)
+    assert not want[0][1].any()
+    assert want[0][0].any()
+    assert not want[1][..., ~shown[0, 0]][0].any()
+    assert np.sum(abs(want[3][2]) > 1e-10) == rank
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-4), (np.longdouble, 1e-10)])
+def test_other_formats(dtype, tolerance):
+    """BLAS has float32 and float64; others are updated without it."""
+    x, y = (0.5 * np.random.default_rng(0).standard_normal((2, 64, 2))).astype(dtype)
+    y[:32] = y[np.arange(32) % 3]
+    blocks = cross_approximation(x, y, None, NOWHERE.astype(dtype), level=LEVEL, m=7)
+    assert {part.dtype for part in blocks} == {np.dtype(dtype)}
+    want = np.exp(x.astype(np.float64) @ y.astype(np.float64).T)[32:, :32]
+    np.testing.assert_allclose(found(blocks), want, rtol=tolerance)
