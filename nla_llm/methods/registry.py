@@ -49,6 +49,7 @@ FAMILIES = (
     "nla_llm.methods.attention.landmarks.clustered",
     "nla_llm.methods.attention.landmarks.projections",
     "nla_llm.methods.attention.sparse.patterns",
+    "nla_llm.methods.attention.sparse.strided",
     "nla_llm.methods.attention.sparse.content_sparse",
     "nla_llm.methods.attention.sparse.hashed",
     "nla_llm.methods.attention.sparse.sparse_low_rank",

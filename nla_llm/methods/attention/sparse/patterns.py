@@ -30,7 +30,6 @@ from nla_llm.methods.attention.sparse.windows import (
     global_queries,
     places,
     range_support,
-    strided_keys,
     window_supports,
 )
 from nla_llm.methods.registry import Properties, register, require, whole_number
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from nla_llm.theory import Theory
 
 
-__all__ = ["BigBird", "BlockSparse", "FixedPattern", "Longformer", "SlidingWindow", "StridedAttention"]
+__all__ = ["BigBird", "BlockSparse", "FixedPattern", "Longformer", "SlidingWindow", "promises", "restriction_promise"]
 
 _WINDOW_REFUSED = "the pattern says itself which keys are near, and its budget counts them"
 _MASK_REFUSED = (
@@ -52,7 +51,8 @@ _MASK_REFUSED = (
 _BIAS_REFUSED = "a bias is an n × n array, of which a sparse method would read every entry that it gathers"
 
 
-def _promises(*, key_mask: bool = False, deterministic: bool = True) -> Properties:
+def promises(*, key_mask: bool = False, deterministic: bool = True) -> Properties:
+    """What patterns of places promise."""
     refusals = {} if key_mask else {"key_mask": _MASK_REFUSED}
     return Properties(
         family="pattern", budget="m", converges=True, nonnegative=True, deterministic=deterministic,
@@ -136,7 +136,7 @@ class SlidingWindow(_Deterministic):
     [[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.5, 0.5]]
     """
 
-    properties: ClassVar[Properties] = _promises()
+    properties: ClassVar[Properties] = promises()
 
     def supports(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> list[Support]:
         """Windows of m keys."""
@@ -176,7 +176,7 @@ class Longformer(_Deterministic):
     """
 
     globals: int = 1
-    properties: ClassVar[Properties] = _promises(key_mask=True)
+    properties: ClassVar[Properties] = promises(key_mask=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -221,7 +221,7 @@ class BigBird(FixedPattern):
     """
 
     globals: int = 1
-    properties: ClassVar[Properties] = _promises(key_mask=True, deterministic=False)
+    properties: ClassVar[Properties] = promises(key_mask=True, deterministic=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -265,7 +265,7 @@ class BlockSparse(_Deterministic):
     [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]
     """
 
-    properties: ClassVar[Properties] = _promises()
+    properties: ClassVar[Properties] = promises()
 
     def supports(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> list[Support]:
         """Blocks of m keys, and tiles that do not cross them where queries are as many as keys."""
@@ -290,71 +290,6 @@ class BlockSparse(_Deterministic):
         n, m = costs.symbols_of(problem).n_q, costs.m
         rest = Mod(n, m)
         return (n * (m + 1) - rest * (m - rest)) / 2 if problem.causal else n * m
-
-
-@register("strided_attention")
-@final
-@dataclass(frozen=True)
-class StridedAttention(_Deterministic):
-    """Softmax over every s-th key, counted from the query, and the nearest of the others, until there are m.
-
-    The strided pattern of Child, Gray, Radford and Sutskever 2019 (arXiv 1904.10509, section 4.3), its two parts
-    A⁽¹⁾ (the latest keys) and A⁽²⁾ = {j : (i − j) mod s = 0} merged in one head, one of the ways published; not their
-    fixed pattern, in which all queries share the s-th keys. Of the distances i − j >= 0 the causal form has the
-    ⌈n/s⌉ multiples of s and the m − ⌈n/s⌉ least of the others: m keys for the last query, fewer for those before.
-    Without causality distances go both ways, and each query sees m keys, its window moved inwards at the ends.
-
-    Each query has keys of its own, which are gathered: arithmetic is that of m keys a query, time that of memory.
-
-    Parameters
-    ----------
-    m
-        Keys that a query sees, at most n_k.
-    stride
-        s >= 2, such that ⌈n_k/s⌉ <= m. By default ⌈n_k/⌈m/2⌉⌉, half of the keys for either part: with m = 2√n the
-        published s = √n.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from nla_llm.problems import AttentionProblem
-    >>> q = np.zeros((6, 1))
-    >>> (StridedAttention(4)(AttentionProblem(q, q, causal=True)).dense() > 0).astype(int)[3:].tolist()
-    [[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
-    """
-
-    stride: int | None = None
-    properties: ClassVar[Properties] = _promises()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stride is not None:
-            whole_number("stride", self.stride, at_least=2)
-
-    def supports(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> list[Support]:
-        """Tiles of one query each."""
-        del rng
-        n, m, s = problem.n_k, self.m, self.stride or max(2, -(-problem.n_k // -(-self.m // 2)))
-        if -(-n // s) > m:
-            raise ValueError(f"stride={s} leaves {-(-n // s)} of {n} keys, more than m={m}; pass a larger stride or m")
-        keys = strided_keys(places(problem), n, m, s, causal=problem.causal)
-        return [Support(0, np.maximum(keys, 0), keys[:, None, :] >= 0)]
-
-    def pairs(self, problem: AttentionProblem) -> Any:
-        """m for each query; in the causal form less the distances, each as often as its keys are missing."""
-        from sympy import Max, Symbol, ceiling, floor  # noqa: PLC0415 - SymPy loads with the first formula
-
-        n_q, n_k, *_ = costs.symbols_of(problem)
-        m = costs.m
-        if not problem.causal:
-            return n_q * m
-        s = Max(2, ceiling(n_k / ceiling(m / 2))) if self.stride is None else Symbol("stride")
-        multiples = ceiling(n_k / s)
-        others, period = m - multiples, s - 1
-        full = floor(others / period)
-        missing = s * multiples * (multiples - 1) / 2
-        missing += others * (others + 1) / 2 + period * full * (full - 1) / 2 + full * (others - full * period)
-        return n_q * m - missing
 
 
 def _full_rows(problem: AttentionProblem, globals_: int = 0) -> Any:

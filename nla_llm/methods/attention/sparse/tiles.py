@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from nla_llm.problems import AttentionProblem
 
     Matrix = NDArray[Any]
+    Whole = NDArray[np.int64]
 
 __all__ = [
     "TILE",
     "Support",
     "enough_keys",
     "masked_row_error",
+    "merged_softmax",
+    "merged_softmax_cost",
     "rescaled",
     "restricted_softmax",
     "restricted_softmax_cost",
@@ -88,18 +91,54 @@ def restricted_softmax(problem: AttentionProblem, supports: Sequence[Support]) -
     ZeroRowSumError
         If the mask hides every key that the pattern leaves to a query.
     """
+    panels, top = _panels(problem, problem.scale * problem.q, supports)
+    op = TiledSparse(panels, _shape_of(problem, panels), nonnegative=True)
+    return RowNormalised(op, row_scale_log=top)
+
+
+def merged_softmax(problem: AttentionProblem, rounds: Sequence[tuple[Whole, Sequence[Support]]]) -> RowNormalised:
+    """Softmax over the keys of several patterns, none of them twice, each in an order of its own of the queries.
+
+    A round is an order (n_q,) of the queries, and supports that follow one another in this order. A query may see no
+    key in some round, but sees one in some other.
+    """
     xp, q = problem.xp, problem.scale * problem.q
+    orders = [xp.asarray(order, device=device_of(q)) for order, _ in rounds]
+    parts = [
+        _panels(problem, xp.take(q, order, axis=-2), supports, empty_rows=True)
+        for order, (_, supports) in zip(orders, rounds, strict=True)
+    ]
+    tops = [xp.take(top, xp.argsort(order), axis=-1) for order, (_, top) in zip(orders, parts, strict=True)]
+    common = xp.max(xp.stack(tops, axis=-1), axis=-1)
+    panels = [
+        panel
+        for order, (own, top) in zip(orders, parts, strict=True)
+        for panel in rescaled(own, xp.exp(top - xp.take(common, order, axis=-1)))
+    ]
+    op = TiledSparse(panels, _shape_of(problem, panels), order=xp.stack(orders), nonnegative=True)
+    return RowNormalised(op, row_scale_log=common)
+
+
+def _panels(
+    problem: AttentionProblem, q: Array, supports: Sequence[Support], *, empty_rows: bool = False
+) -> tuple[list[Panel], Array]:
+    """Tiles of the scaled queries, exp(logits − largest), and the largest logits (..., n_q)."""
+    xp, device = problem.xp, device_of(q)
+    nothing = xp.zeros((1, 1, 1), dtype=xp.bool, device=device) if empty_rows else None
     panels, tops = [], []
     for support in supports:
         tiles, tall, _ = support.seen.shape[-3:]
-        keys, seen = (xp.asarray(a, device=device_of(q)) for a in (support.keys, support.seen))
+        keys, seen = (xp.asarray(a, device=device) for a in (support.keys, support.seen))
         block = to_tiles(q[..., support.first : support.first + tiles * tall, :], tall)
-        weights, top = tile_softmax(block, problem.k, keys, seen, problem.key_mask)
+        weights, top = tile_softmax(block, problem.k, keys, seen, problem.key_mask, repeated=nothing)
         panels.append(Panel(weights, keys))
         tops.append(xp.reshape(top, (*top.shape[:-2], -1)))
+    return panels, xp.concat(tops, axis=-1)
+
+
+def _shape_of(problem: AttentionProblem, panels: Sequence[Panel]) -> tuple[int, ...]:
     batch = np.broadcast_shapes(*(panel.weights.shape[:-3] for panel in panels))
-    op = TiledSparse(panels, (*batch, problem.n_q, problem.n_k), nonnegative=True)
-    return RowNormalised(op, row_scale_log=xp.concat(tops, axis=-1))
+    return (*batch, problem.n_q, problem.n_k)
 
 
 def restricted_softmax_cost(problem: AttentionProblem, pairs: Any) -> costs.Cost:
@@ -112,6 +151,14 @@ def restricted_softmax_cost(problem: AttentionProblem, pairs: Any) -> costs.Cost
     softmax = costs.Operations(compare=pairs - n_q, add=pairs, exp=pairs)
     sums = costs.Operations(add=pairs - n_q, compare=2 * n_q)
     return costs.Cost(prepare=logits + softmax + sums, apply=costs.Operations(madd=pairs * d_v, div=n_q * d_v))
+
+
+def merged_softmax_cost(problem: AttentionProblem, pairs: Any, rows: Any) -> costs.Cost:
+    """Cost of :func:`merged_softmax` where so many rows of all rounds see any key: what it takes to merge them too."""
+    n_q, _, _, d_v = costs.symbols_of(problem)
+    merge = costs.Operations(compare=rows, add=rows, exp=rows, mul=pairs)
+    apply = costs.Operations(add=(rows - n_q) * d_v)
+    return restricted_softmax_cost(problem, pairs) + costs.Cost(prepare=merge, apply=apply)
 
 
 def to_tiles(x: Array, tall: int) -> Array:

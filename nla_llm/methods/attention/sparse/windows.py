@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Whole = NDArray[np.int64]
 
-__all__ = ["global_queries", "places", "range_support", "strided_keys", "window_supports"]
+__all__ = ["global_queries", "places", "range_support", "row_tile", "window_supports"]
 
 _LOW_TILE = 16  # queries of a tile beside narrow windows, where more would mostly see keys of each other (measured)
 
@@ -69,6 +69,11 @@ def global_queries(problem: AttentionProblem, g: int) -> int:
     return 0 if problem.causal else min(g, problem.n_q)
 
 
+def row_tile(width: int) -> int:
+    """Queries of a tile beside windows of ``width`` keys."""
+    return min(TILE, max(_LOW_TILE, width // 2))
+
+
 def range_support(problem: AttentionProblem, start: int, first: Whole, last: Whole) -> Support:
     """Tiles whose queries see the keys ``first:last``, each (T, b)."""
     rows = _Rows(start, first, last)
@@ -98,7 +103,7 @@ def window_supports(
         everything = np.ones((1, first_row, problem.n_k), bool)
         supports.append(Support(0, np.arange(problem.n_k)[None], everything))
     narrow, wide = (_windows(problem, w, g) for w in (width, width + random))
-    tile = TILE if random else min(TILE, max(_LOW_TILE, width // 2))
+    tile = TILE if random else row_tile(width)
     for start, tiles, tall in row_groups(first_row, problem.n_q, tile=tile):
         part = slice(start, start + tiles * tall)
         rows, wider = (_Rows(start, *(a[part].reshape(tiles, tall) for a in window)) for window in (narrow, wide))
@@ -106,32 +111,6 @@ def window_supports(
         first, last = (np.where(enough[:, None], a, b) for a, b in zip(rows[1:], wider[1:], strict=True))
         supports.append(_beside_windows(problem, _Rows(start, first, last), g, drawn, enough))
     return supports
-
-
-def strided_keys(place: Whole, n: int, m: int, s: int, *, causal: bool) -> Whole:
-    """Keys (n_q, m) of queries at ``place``: every s-th of n keys from there on, and the nearest of the others.
-
-    In the causal form they are at m distances behind the query; those before the first key are negative.
-
-    Examples
-    --------
-    >>> strided_keys(np.array([0, 4]), 5, 3, 3, causal=False).tolist()
-    [[0, 3, 1], [1, 4, 3]]
-    >>> strided_keys(np.array([0, 4]), 5, 3, 3, causal=True).tolist()
-    [[0, -3, -1], [4, 1, 3]]
-    """
-    if causal:
-        multiples = -(-n // s)
-        near = np.arange(m - multiples)
-        back = np.concatenate([s * np.arange(multiples), 1 + near + near // (s - 1)])
-        return np.asarray(place[:, None] - back)
-    rest = place[:, None] % s
-    alike = -(-(n - rest) // s)  # keys of the same rest modulo s
-    others = m - alike
-    first = np.clip(place[:, None] - place[:, None] // s - others // 2, 0, n - m)  # its number among the other keys
-    slot = np.arange(m)
-    number = first + slot - alike
-    return np.where(slot < alike, rest + s * slot, number + 1 + (number - rest) // (s - 1))
 
 
 def _windows(problem: AttentionProblem, width: int, g: int) -> tuple[Whole, Whole]:
