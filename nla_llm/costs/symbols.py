@@ -47,6 +47,11 @@ class AttentionSizes(NamedTuple):
 def symbols_of(problem: AttentionProblem) -> AttentionSizes:
     """Symbols for (n_q, n_k, d, d_v): the same n twice where there are as many queries as keys.
 
+    Raises
+    ------
+    TypeError
+        If the problem is none of attention.
+
     Examples
     --------
     >>> import numpy as np
@@ -54,6 +59,8 @@ def symbols_of(problem: AttentionProblem) -> AttentionSizes:
     >>> tuple(symbols_of(AttentionProblem(np.zeros((4, 2)), np.zeros((4, 2)))))
     (n, n, d, d_v)
     """
+    if not hasattr(problem, "n_q"):
+        raise TypeError(f"the cost of attention is that of an AttentionProblem, got {type(problem).__name__}")
     return AttentionSizes(n, n, d, d_v) if problem.n_q == problem.n_k else AttentionSizes(n_q, n_k, d, d_v)
 
 

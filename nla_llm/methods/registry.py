@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, ismodule, signature
-from numbers import Integral
+from math import inf, isfinite
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+import numpy as np
 
-    import numpy as np
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
 
     from nla_llm.operators import Operator
 
@@ -252,6 +253,45 @@ def require(m: Any, problem: Any) -> None:
         raise Unsupported(
             f"{name} has no form with {' and '.join(missing)}{why}; of these structures it supports {have}"
         )
+
+
+def settle(m: Any) -> None:
+    """Make the hyper-parameters of a method plain Python values: the first line of its ``__post_init__``.
+
+    A number of NumPy would turn arrays of float32 into float64, and costs and records have no use for it.
+
+    Raises
+    ------
+    ValueError
+        If a field declared as bool is neither True nor False: "no" and 0.5 count as True elsewhere.
+    """
+    for f in fields(m):
+        value = getattr(m, f.name)
+        if isinstance(value, np.generic):
+            value = value.item()
+            object.__setattr__(m, f.name, value)
+        if f.type in {"bool", bool}:
+            switch(f.name, value)
+
+
+def switch(name: str, value: Any) -> None:
+    """Raise a sentence unless ``value`` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")  # noqa: TRY004 - like any other bad option
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> None:
+    """Raise a sentence unless ``value`` is one of the known words."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def positive(name: str, value: Any, *, at_most: float = inf, other: str = "") -> None:
+    """Raise a sentence, with what ``other`` allows, unless ``value`` is a finite number above zero."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and isfinite(value) and 0 < value <= at_most):
+        most = "" if at_most == inf else f" and <= {at_most:g}"
+        raise ValueError(f"{name} must be a number > 0{most}{other}, got {value!r}")
 
 
 def whole_number(name: str, value: Any, *, at_least: int = 1) -> None:

@@ -60,3 +60,8 @@ def test_fields_of_a_foreign_method_are_symbols_of_their_names():
 
     found = {str(s): x for s, x in values(attention_problem(8, 8), Mine()).items()}
     assert found == {"n": 8, "d": 4, "d_v": 3, "landmarks": 5}
+
+
+def test_an_update_has_no_symbols_of_attention():
+    with pytest.raises(TypeError, match="an AttentionProblem, got UpdateProblem"):
+        symbols_of(nl.UpdateProblem(np.eye(3)))

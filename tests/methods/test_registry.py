@@ -3,13 +3,14 @@
 import sys
 import types
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import numpy as np
 import pytest
 
 import nla_llm as nl
 from nla_llm.methods import Method, Properties, Unsupported, describe, properties_of, register, registry
-from nla_llm.methods.registry import registered, require, whole_number
+from nla_llm.methods.registry import positive, registered, require, whole_number
 
 ATTENTION = nl.AttentionProblem(np.eye(4), np.eye(4))
 UPDATE = nl.UpdateProblem(np.eye(4))
@@ -98,6 +99,40 @@ def test_whole_number_says_its_bound():
     whole_number("power", 0, at_least=0)
     with pytest.raises(ValueError, match="power must be a whole number >= 2, got 1"):
         whole_number("power", 1, at_least=2)
+
+
+def test_positive_says_its_bounds_and_what_else_is_allowed():
+    positive("delta", 1, at_most=1)
+    for value in (0, -1.0, 1.5, float("nan"), True, "8", None, np.ones(2)):
+        with pytest.raises(ValueError, match="delta must be a number > 0 and <= 1 or 'best', got"):
+            positive("delta", value, at_most=1, other=" or 'best'")
+
+
+def test_numbers_of_numpy_make_the_same_method(row):
+    def of_numpy(value):
+        return {bool: np.bool_, int: np.int64, float: np.float64}.get(type(value), lambda v: v)(value)
+
+    options = {name: of_numpy(value) for name, value in row.options.items()}
+    method = nl.method(row.name, **options)
+    assert method == row.make()
+    assert {type(value) for value in describe(method).values()} <= {str, int, float, bool, types.NoneType}
+
+
+def test_switches_are_true_or_false(row):
+    """The text "no" is true to Python: an option that was meant to be off would be on."""
+    switches = [p.name for p in signature(registered(row.name)).parameters.values() if "bool" in str(p.annotation)]
+    for name in switches:
+        for value in ("no", 0, 1.0, None):
+            with pytest.raises(ValueError, match=f"{name} must be True or False, got {value!r}"):
+                nl.method(row.name, **{**row.options, name: value})
+
+
+def test_words_are_from_a_list(row):
+    words = [p.name for p in signature(registered(row.name)).parameters.values() if isinstance(p.default, str)]
+    for name in words:
+        for value in ("nonsense", ["nonsense"], None, np.ones(2)):
+            with pytest.raises(ValueError, match=f"{name} must be .*, got "):
+                nl.method(row.name, **{o: v for o, v in row.options.items() if o != "orthogonal"} | {name: value})
 
 
 def test_describe_is_enough_to_make_the_method_again(row):

@@ -17,7 +17,7 @@ from nla_llm.methods.attention.sampled.samples import (
     logits_on_sample_cost,
     visible_in_sample,
 )
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Dense, LowRank, Operator, Product
 
 if TYPE_CHECKING:
@@ -86,13 +86,16 @@ class RandomKeys:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of rank m: softmax on the sample, times the selection of the sample."""
         require(self, problem)
         if self.m > problem.n_k:
-            raise ValueError(f"m={self.m} keys cannot be drawn without replacement from n_k={problem.n_k}")
+            raise ValueError(
+                f"m={self.m} keys cannot be drawn without replacement from n_k={problem.n_k}; pass m <= n_k"
+            )
         sample = draw_without_replacement(problem, self.m, generator(rng))
         weights, _ = exponentials(logits_on_sample(problem, sample, visible=visible_in_sample(problem, sample)))
         weights /= problem.xp.sum(weights, axis=-1, keepdims=True)  # a fresh array
@@ -135,13 +138,16 @@ class OptimalRank:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of class LowRank."""
         require(self, problem)
         if self.m > min(problem.n_q, problem.n_k):
-            raise ValueError(f"m={self.m} exceeds the dimensions of the matrix, {problem.n_q} x {problem.n_k}")
+            raise ValueError(
+                f"m={self.m} exceeds the dimensions of the matrix, {problem.n_q} x {problem.n_k}; pass a smaller m"
+            )
         exact = problem.exact()
         xp = problem.xp
         if max(problem.n_q, problem.n_k) <= 2048:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, namespace
 from nla_llm.linalg import factored_svd, low_rank_factors, singular_values
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.methods.update.result import LowRankUpdate
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class TruncatedSVD:
     )
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("rank", self.rank)
 
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:

@@ -25,7 +25,7 @@ from nla_llm.methods.attention.hierarchical.cross_approximation import (
     take_blocks,
 )
 from nla_llm.methods.attention.sparse.tiles import rescaled
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, one_of, register, require, settle, whole_number
 from nla_llm.operators import (
     BlockLowRank,
     Permutation,
@@ -89,11 +89,10 @@ class HMatrix:
     properties: ClassVar[Properties] = replace(PROMISES, shift_invariant=True)
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
-        if self.admissibility not in {"weak", "strong"}:
-            raise ValueError(f"admissibility must be 'weak' or 'strong', got {self.admissibility!r}")
-        if self.order not in {"tokens", "projection"}:
-            raise ValueError(f"order must be 'tokens' or 'projection', got {self.order!r}")
+        one_of("admissibility", self.admissibility, ("weak", "strong"))
+        one_of("order", self.order, ("tokens", "projection"))
         if self.order == "projection":
             why = "in the order of a projection the keys of a block are not earlier than its queries"
             promised = replace(

@@ -21,7 +21,7 @@ from nla_llm.methods.attention.hierarchical.boxes import (
     size_function,
 )
 from nla_llm.methods.attention.sparse.tiles import rescaled, tile_softmax, to_tiles
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import (
     Diagonal,
     Grouped,
@@ -77,6 +77,7 @@ class HTransformer:
     properties: ClassVar[Properties] = replace(PROMISES, nonnegative=True)
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:

@@ -9,7 +9,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, namespace
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import MonarchMatrix
 from nla_llm.operators.hierarchy import by_heads_of_blocks, in_rows
 
@@ -73,6 +73,7 @@ class MonarchAttention:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         whole_number("steps", self.steps)
 

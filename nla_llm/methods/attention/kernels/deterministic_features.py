@@ -18,7 +18,7 @@ import numpy as np
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, is_numpy, namespace, parallel, to_numpy
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,6 +133,7 @@ class MonomialFeatures(ABC):
     chunk: ClassVar[int] = CHUNK
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("degree", self.degree)
 
     @property
@@ -339,6 +340,7 @@ class CosFormer:
     chunk: ClassVar[int] = CHUNK
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.length is not None:
             whole_number("length", self.length)
 

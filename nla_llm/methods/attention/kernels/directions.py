@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, has_tuned_products, namespace
+from nla_llm.methods.registry import one_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,8 +149,7 @@ def draw_directions(ensemble: str, m: int, d: int, rng: np.random.Generator, *, 
 
 def check_ensemble(name: str) -> None:
     """ValueError, naming the known ones, where there is no such ensemble."""
-    if name not in ENSEMBLES:
-        raise ValueError(f"directions must be one of {', '.join(ENSEMBLES)}, got {name!r}")
+    one_of("directions", name, ENSEMBLES)
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass, replace
-from math import isfinite, log, pi, sqrt
-from numbers import Real
+from math import log, pi, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
@@ -22,7 +21,7 @@ from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, n
 from nla_llm.methods.attention.kernels.directions import ENSEMBLES, Directions
 from nla_llm.methods.attention.kernels.linear_attention import Features, half_square_norm, kernel_attention_cost
 from nla_llm.methods.attention.kernels.random_features import RandomFeatures, mean_of_tokens, promises
-from nla_llm.methods.registry import register
+from nla_llm.methods.registry import positive, register
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -122,7 +121,8 @@ class _OneRho(RandomFeatures):
 
     def __post_init__(self, orthogonal: bool) -> None:
         super().__post_init__(orthogonal)
-        _check_rho(self.rho)
+        if not (isinstance(self.rho, str) and self.rho == OPTIMAL):
+            positive("rho", self.rho, other=f" or {OPTIMAL!r}")
         if self.rho == OPTIMAL and not self.balanced:
             object.__setattr__(self, "properties", _without_causal(self.properties, "rho='optimal'"))
 
@@ -352,12 +352,6 @@ class SderfFeatures(RandomFeatures):
     @staticmethod
     def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
         return kernel_attention_cost(problem, costs.m, log_width=costs.m, row=True, column=True)
-
-
-def _check_rho(rho: Any) -> None:
-    number = isinstance(rho, Real) and not isinstance(rho, bool)
-    if not (rho == OPTIMAL or (number and isfinite(rho) and rho > 0)):
-        raise ValueError(f"rho must be a number > 0 or 'optimal', got {rho!r}")
 
 
 # -- parameters --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, from_numpy, namespace, parallel, to_numpy
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,9 +101,12 @@ class FittedFeatures:
     chunk: ClassVar[int] = CHUNK
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         if self.maps is None:
             return
+        if not isinstance(self.maps, FeatureMaps):
+            raise TypeError(f"maps must be the FeatureMaps that fit finds, or None, got {self.maps!r}")
         object.__setattr__(self, "properties", replace(type(self).properties, budget=None))
         if self.maps.queries.shape[-1] != self._columns:
             raise ValueError(

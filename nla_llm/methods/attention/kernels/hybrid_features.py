@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from math import isfinite, log
+from math import log
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final, get_args
 
 from nla_llm import costs
@@ -12,7 +12,7 @@ from nla_llm.methods.attention.kernels.directions import ENSEMBLES, Directions
 from nla_llm.methods.attention.kernels.features import Features, MadeByRows, half_square_norm
 from nla_llm.methods.attention.kernels.linear_attention import kernel_attention_cost
 from nla_llm.methods.attention.kernels.random_features import RandomFeatures, promises
-from nla_llm.methods.registry import register, whole_number
+from nla_llm.methods.registry import one_of, positive, register, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,10 +77,8 @@ class HybridFeatures(RandomFeatures):
     def __post_init__(self, orthogonal: bool) -> None:
         super().__post_init__(orthogonal)
         whole_number("r", self.r)
-        if self.weight not in get_args(Weight):
-            raise ValueError(f"weight must be one of {', '.join(get_args(Weight))}, got {self.weight!r}")
-        if not (isfinite(self.width) and self.width > 0):
-            raise ValueError(f"width must be a number > 0, got {self.width!r}")
+        one_of("weight", self.weight, get_args(Weight))
+        positive("width", self.width)
 
     @property
     def log_factor(self) -> float:

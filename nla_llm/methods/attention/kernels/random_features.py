@@ -25,7 +25,7 @@ from nla_llm.methods.attention.kernels.linear_attention import (
     kernel_attention,
     kernel_attention_cost,
 )
-from nla_llm.methods.registry import Properties, Unsupported, register, require, whole_number
+from nla_llm.methods.registry import Properties, Unsupported, register, require, settle, switch, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,9 @@ class RandomFeatures(ABC):
     orthogonal: InitVar[bool] = False
 
     def __post_init__(self, orthogonal: bool) -> None:
+        settle(self)
         whole_number("m", self.m)
+        switch("orthogonal", orthogonal)
         if orthogonal:
             if self.directions not in {"iid", "orthogonal"}:
                 raise ValueError(f"orthogonal=True and directions={self.directions!r} contradict each other; pass one")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from math import ceil, isfinite, lgamma, log, log2
+from math import ceil, lgamma, log, log2
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
@@ -18,7 +18,7 @@ from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, is_numpy, namespace
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.attention.kernels.products import draw_vectors, inputs_cost, unit_rows
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, positive, register, require, settle, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +79,7 @@ class MaclaurinFeatures:
     chunk: ClassVar[int] = CHUNK
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
 
     @property
@@ -219,6 +220,7 @@ class PoissonFeatures:
     chunk: ClassVar[int] = CHUNK
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         if self.rate is None:
             promised = type(self).properties
@@ -226,8 +228,8 @@ class PoissonFeatures:
             object.__setattr__(
                 self, "properties", replace(promised, supports=promised.supports - {"causal"}, refusals=why)
             )
-        elif isinstance(self.rate, bool) or not (isfinite(self.rate) and self.rate > 0):
-            raise ValueError(f"rate must be a positive number or None for one from the data, got {self.rate!r}")
+        else:
+            positive("rate", self.rate, other=" or None for one from the data")
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); all heads share the uniform numbers behind the powers."""

@@ -31,7 +31,7 @@ from nla_llm.methods.attention.kernels.products import (
     products_cost,
     unit_rows,
 )
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, one_of, register, require, settle, whole_number
 
 if TYPE_CHECKING:
     from nla_llm.operators import Operator
@@ -66,6 +66,7 @@ class PolynomialSketch(ABC):
     properties: ClassVar[Properties]
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         whole_number("degree", self.degree)
 
@@ -157,8 +158,7 @@ class ProductSketch(PolynomialSketch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        one_of("kind", self.kind, KINDS)
 
     def draw(self, d: int, rng: np.random.Generator, *, like: Array) -> list[Factor]:
         """Vectors of all factors."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, generator, is_numpy, namespace
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Dense, Operator, Panel, Product, Selection, SoftmaxAttention, Sum, TiledSparse
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class ClusteredAttention:
     properties: ClassVar[Properties] = _PROMISES
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         whole_number("steps", self.steps)
 
@@ -119,6 +120,7 @@ class ImprovedClusteredAttention:
     properties: ClassVar[Properties] = _PROMISES
 
     def __post_init__(self) -> None:
+        settle(self)
         for name in ("m", "k", "steps"):
             whole_number(name, getattr(self, name))
 

@@ -20,8 +20,8 @@ from nla_llm.methods.attention.landmarks.gaussian import (
     recentring_cost,
 )
 from nla_llm.methods.attention.landmarks.leverage import hidden_last, leverage, ridge_leverage, ring, sample_cost
-from nla_llm.methods.attention.landmarks.nystrom import ILL_CONDITIONED, positive
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.attention.landmarks.nystrom import ILL_CONDITIONED
+from nla_llm.methods.registry import Properties, one_of, positive, register, require, settle, whole_number
 from nla_llm.operators import Dense, Operator, RowNormalised, Selection, Skeleton, SoftmaxAttention
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class RPCholesky:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         if isinstance(self.balance, bool) or not isinstance(self.balance, float | int) or not 0 <= self.balance <= 1:
             raise ValueError(f"balance must be a number between 0 and 1, got {self.balance!r}")
@@ -272,10 +273,10 @@ class CURAttention:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         for name, value, known in (("sampling", self.sampling, SAMPLINGS), ("core", self.core, CORES)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+            one_of(name, value, known)
         positive("ridge", self.ridge)
         promised = {
             "ridge": {},

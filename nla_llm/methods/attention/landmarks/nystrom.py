@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
@@ -15,7 +14,7 @@ from nla_llm.methods.attention.landmarks.gaussian import (
     joined_tokens,
     sample_tokens,
 )
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, one_of, positive, register, require, settle, whole_number
 from nla_llm.operators import Dense, Diagonal, Operator, Product, Selection, Skeleton, SoftmaxAttention
 
 if TYPE_CHECKING:
@@ -83,10 +82,10 @@ class Nystromformer:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         whole_number("iterations", self.iterations)
-        if self.core not in CORES:
-            raise ValueError(f"core must be one of {', '.join(CORES)}, got {self.core!r}")
+        one_of("core", self.core, CORES)
         positive("ridge", self.ridge)
         if self.core == "pinv":
             object.__setattr__(self, "properties", replace(type(self).properties, exceptions=ILL_CONDITIONED))
@@ -189,11 +188,6 @@ def segment_means_cost(n: Any, m: Any, d: Any) -> costs.Operations:
     return means
 
 
-def positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, float | int) or not (isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive number, got {value!r}")
-
-
 # -- Skyformer -----------------------------------------------------------------------------------------------------
 
 
@@ -245,10 +239,10 @@ class Skyformer:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         whole_number("iterations", self.iterations)
-        if self.core not in {"iteration", "exact"}:
-            raise ValueError(f"core must be 'iteration' or 'exact', got {self.core!r}")
+        one_of("core", self.core, ("iteration", "exact"))
         positive("ridge", self.ridge)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Skeleton:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace, to_numpy
 from nla_llm.methods.attention.randomised.near_tokens import exp_of_fresh, squared_norm
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, one_of, register, require, settle, whole_number
 from nla_llm.operators import Dense, LowRank, Operator, Product
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class Linformer:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
-        if self.projection not in {"gaussian", "mean"}:
-            raise ValueError(f"projection must be 'gaussian' or 'mean', got {self.projection!r}")
+        one_of("projection", self.projection, ("gaussian", "mean"))
         if self.projection == "mean":
             promised = replace(
                 type(self).properties, target="softmax", converges=True, row_stochastic=True, nonnegative=True,
@@ -165,9 +165,9 @@ class GaussianProjection:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
-        if self.subspace not in {"gaussian", "optimal"}:
-            raise ValueError(f"subspace must be 'gaussian' or 'optimal', got {self.subspace!r}")
+        one_of("subspace", self.subspace, ("gaussian", "optimal"))
         if self.subspace == "optimal":
             promised = replace(
                 type(self).properties, deterministic=True, permutation_equivariant=True, exceptions={}

@@ -17,7 +17,7 @@ from nla_llm.methods.attention.randomised.near_tokens import (
     segment_means,
     segment_means_cost,
 )
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Dense, Operator, Product, SegmentDiagonal, Segments, Sum
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Eva:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         if self.window is not None:
             whole_number("window", self.window)
@@ -97,7 +98,9 @@ class Eva:
         """Operator: the own window exactly, the groups through one row for each."""
         require(self, problem)
         if self.m > min(problem.n_q, problem.n_k):
-            raise ValueError(f"m={self.m} segments cannot be made of {problem.n_q} queries and {problem.n_k} keys")
+            raise ValueError(
+                f"m={self.m} segments cannot be made of {problem.n_q} queries and {problem.n_k} keys; pass a smaller m"
+            )
         (x, y), random = problem.scaled_inputs(), generator(rng) if self.sampled else None
         xp, norms = namespace(x), half_square_norm(y)
         windows, levels = self._parts(problem)

@@ -32,7 +32,7 @@ from nla_llm.methods.attention.randomised.near_tokens import (
     segment_means_cost,
     squared_norm,
 )
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, one_of, register, require, settle, whole_number
 from nla_llm.operators import Averaged, Operator, Segments, SoftmaxAttention
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class RandomisedAttention:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
@@ -238,11 +239,11 @@ class Lara:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         if self.proposals is not None:
             whole_number("proposals", self.proposals)
-        if self.weighting not in {"balance", "query"}:
-            raise ValueError(f"weighting must be 'balance' or 'query', got {self.weighting!r}")
+        one_of("weighting", self.weighting, ("balance", "query"))
         balance = self.weighting == "balance"
         promised = replace(type(self).properties, nonnegative=balance, converges=self.proposals is not None)
         object.__setattr__(self, "properties", promised)

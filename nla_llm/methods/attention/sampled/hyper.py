@@ -15,7 +15,7 @@ from nla_llm.methods.attention.sampled.samples import (
     logits_on_sample,
     logits_on_sample_cost,
 )
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Dense, Product, RowNormalised, SortedBlocks, Sum
 from nla_llm.operators.sorted_blocks import cut_into_blocks, in_blocks
 
@@ -81,6 +81,7 @@ class HyperAttention:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         whole_number("bits", self.bits)
         if self.bits > 30:

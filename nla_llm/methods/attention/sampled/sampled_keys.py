@@ -22,7 +22,7 @@ from nla_llm.methods.attention.sampled.samples import (
     weighted_sample_attention,
     weighted_sample_attention_cost,
 )
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, one_of, register, require, settle, whole_number
 from nla_llm.operators import Selection
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ class SampledKeys:
     properties: ClassVar[Properties] = _promises(frozenset({"causal", "key_mask"}))
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
-        if self.probabilities not in PROBABILITIES:
-            raise ValueError(f"probabilities must be one of {', '.join(PROBABILITIES)}, got {self.probabilities!r}")
+        one_of("probabilities", self.probabilities, PROBABILITIES)
         promised = type(self).properties
         if self.probabilities != "uniform":
             reason = f"probabilities={self.probabilities!r} depend on keys and values that earlier queries may not see"
@@ -228,6 +228,7 @@ class KDEformer:
     )
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         whole_number("queries", self.queries)
         if self.stratified:

@@ -16,7 +16,7 @@ from nla_llm.methods.attention.sampled.samples import (
     weighted_sample_attention,
     weighted_sample_attention_cost,
 )
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, positive, register, require, settle, whole_number
 from nla_llm.operators import Selection
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ class Thinformer:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         whole_number("bucket", self.bucket, at_least=2)
-        if not 0 < self.delta <= 1:
-            raise ValueError(f"delta must be a probability above zero, got {self.delta!r}")
+        positive("delta", self.delta, at_most=1)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of rank at most m; the same random numbers serve all heads."""

@@ -11,7 +11,7 @@ from nla_llm import costs
 from nla_llm.backend import Array, device_of, is_numpy, matmul_where, parallel
 from nla_llm.methods.attention.sparse.patterns import restriction_promise
 from nla_llm.methods.attention.sparse.tiles import enough_keys
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Panel, RowNormalised, TiledSparse
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class TopK:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:

@@ -11,7 +11,7 @@ import numpy as np
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace
 from nla_llm.methods.attention.sparse.tiles import TILE, enough_keys, rescaled, row_groups, tile_softmax, to_tiles
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Panel, RowNormalised, TiledSparse, gather_rows
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Reformer:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         whole_number("rounds", self.rounds)
         if self.rounds > 1:

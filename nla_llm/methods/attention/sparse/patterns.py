@@ -32,7 +32,7 @@ from nla_llm.methods.attention.sparse.windows import (
     range_support,
     window_supports,
 )
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +76,7 @@ class FixedPattern(ABC):
     properties: ClassVar[Properties]
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:

@@ -13,7 +13,7 @@ from nla_llm.backend import Array, by_heads, device_of, generator, is_numpy, nam
 from nla_llm.methods.attention.kernels.directions import ENSEMBLES, check_ensemble, draw_directions
 from nla_llm.methods.attention.kernels.random_features import PositiveFeatures
 from nla_llm.methods.attention.sparse.tiles import TILE, enough_keys, rescaled, row_groups, tile_softmax, to_tiles
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Panel, RowNormalised, Step, SteppedLowRank, Sum, TiledSparse
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Scatterbrain:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         if self.features is not None:
             whole_number("features", self.features)

@@ -246,3 +246,8 @@ def test_logits_of_any_size():
 def test_bad_arguments(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_maps_are_feature_maps():
+    with pytest.raises(ValueError, match="maps must be the FeatureMaps that fit finds, or None, got 'fitted'"):
+        nl.method("fitted_features", m=4, maps="fitted")

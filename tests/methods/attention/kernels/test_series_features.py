@@ -252,5 +252,5 @@ def test_error_of_poisson_features_is_what_theory_says():
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, np.inf, np.nan, True])
 def test_bad_rates(rate):
-    with pytest.raises(ValueError, match="rate must be a positive number or None"):
+    with pytest.raises(ValueError, match="rate must be a number > 0 or None"):
         nl.method("poisson_features", m=3, rate=rate)

@@ -145,7 +145,7 @@ def test_sharp_logits_stay_finite(balance, dtype):
         ("rpcholesky", {"m": 0}, "m must be"),
         ("cur_attention", {"m": 4, "sampling": "best"}, "sampling must be one of uniform"),
         ("cur_attention", {"m": 4, "core": "best"}, "core must be one of ridge"),
-        ("cur_attention", {"m": 4, "ridge": float("nan")}, "ridge must be a positive"),
+        ("cur_attention", {"m": 4, "ridge": float("nan")}, "ridge must be a number > 0"),
     ],
 )
 def test_bad_options_are_refused(name, options, message):

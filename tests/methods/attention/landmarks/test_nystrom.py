@@ -72,9 +72,9 @@ def test_fewer_tokens_than_landmarks_are_refused():
         ("nystromformer", {"m": 0}, "m must be"),
         ("nystromformer", {"m": 4, "core": "svd"}, "core must be one of"),
         ("nystromformer", {"m": 4, "iterations": 0}, "iterations must be"),
-        ("nystromformer", {"m": 4, "ridge": 0.0}, "ridge must be a positive"),
-        ("skyformer", {"m": 4, "core": "pinv"}, "core must be 'iteration' or 'exact'"),
-        ("skyformer", {"m": 4, "ridge": -1.0}, "ridge must be a positive"),
+        ("nystromformer", {"m": 4, "ridge": 0.0}, "ridge must be a number > 0"),
+        ("skyformer", {"m": 4, "core": "pinv"}, "core must be one of iteration, exact"),
+        ("skyformer", {"m": 4, "ridge": -1.0}, "ridge must be a number > 0"),
     ],
 )
 def test_bad_options_are_refused(name, options, message):

@@ -245,7 +245,7 @@ def test_refusals():
         nl.method("lara", m=2)(nl.AttentionProblem(q, q, causal=True), rng=0)
     with pytest.raises(ValueError, match="pass proposals <= 4, and m is free"):
         nl.method("lara", m=5)(nl.AttentionProblem(q, q[:4]), rng=0)
-    with pytest.raises(ValueError, match="'balance' or 'query'"):
+    with pytest.raises(ValueError, match="one of balance, query"):
         nl.method("lara", m=5, weighting="other")
     with pytest.raises(ValueError, match="proposals must be"):
         nl.method("lara", m=5, proposals=0)
