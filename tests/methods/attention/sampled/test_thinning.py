@@ -163,7 +163,7 @@ def test_refusals():
         nl.method("thinformer", m=6)(problem(5), rng=0)
     with pytest.raises(nl.Unsupported, match="later ones included"):
         nl.method("thinformer", m=2)(nl.AttentionProblem(draw(0, 5, 2), draw(1, 5, 2), causal=True), rng=0)
-    with pytest.raises(ValueError, match="delta must be a probability"):
+    with pytest.raises(ValueError, match="delta must be a number > 0 and <= 1"):
         nl.method("thinformer", m=2, delta=0.0)
     with pytest.raises(ValueError, match="bucket must be a whole number >= 2"):
         nl.method("thinformer", m=2, bucket=1)
