@@ -18,7 +18,7 @@ from nla_llm.methods.attention.sparse.tiles import (
     row_groups,
 )
 from nla_llm.methods.attention.sparse.windows import places, range_support, row_tile
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,6 +69,7 @@ class StridedAttention:
     properties: ClassVar[Properties] = promises()
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("m", self.m)
         if self.stride is not None:
             whole_number("stride", self.stride, at_least=2)
