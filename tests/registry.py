@@ -153,4 +153,15 @@ ROWS = (
     # updates
     Row("truncated_svd", {"rank": 4}),
     Row("zero_update"),
+    # quantised
+    Row("quantised"),
+    Row("quantised", {"format": "int8", "block": None}),
+    Row("lqer", {"rank": 4, "block": 16}),
+    Row("lqer", {"rank": 4, "weighting": "activations", "format": "int4_affine"}),
+    Row("qera", {"rank": 4}),
+    Row("qera", {"rank": 4, "weighting": "diagonal", "format": "nf4_double"}),
+    Row("loftq", {"rank": 4, "iterations": 3}),
+    Row("qpissa", {"rank": 4}),
+    Row("qpissa", {"rank": 4, "iterations": 3}),
+    Row("caldera", {"rank": 4, "iterations": 2}),
 )

@@ -138,6 +138,12 @@ class CountingNamespace:
         """Indices that sort: the comparisons of merge sort."""
         return _sort(base.argsort, x, **options)
 
+    def searchsorted(self, x1: CountedArray, x2: CountedArray, /, *, side: Any = "left") -> CountedArray:
+        """Places of entries among sorted numbers: the comparisons of a bisection, ⌈lg(n + 1)⌉ for each entry."""
+        if is_floating(x2.array):
+            record("compare", x2.size * x1.size.bit_length())
+        return counted(base.searchsorted(x1.array, x2.array, side=side))
+
     # -- moving ----------------------------------------------------------------------------------------------------
 
     def concat(self, arrays: Any, /, *, axis: int | None = 0) -> CountedArray:

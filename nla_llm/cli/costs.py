@@ -42,7 +42,7 @@ class Sizes:
     causal: bool
 
     def problem(self, method: Any) -> Any:
-        """A problem of these sizes for a method; an update is n × n. Its entries are zeros that take no memory.
+        """A problem of these sizes for a method; an update is n × n, with n inputs. Its entries are zeros without memory.
 
         Raises
         ------
@@ -53,7 +53,8 @@ class Sizes:
             if size < 1:
                 raise ValueError(f"--{name} must be at least 1, got {size}")
         if properties_of(method).problem == "update":
-            return UpdateProblem(np.broadcast_to(np.float32(0), (self.n, self.n)))
+            square = np.broadcast_to(np.float32(0), (self.n, self.n))
+            return UpdateProblem(square, inputs=square)
         zeros = np.broadcast_to(np.float32(0), (self.n, self.d))
         return AttentionProblem(zeros, zeros, zeros, causal=self.causal)
 

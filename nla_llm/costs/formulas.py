@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import sympy
 
 from nla_llm.arithmetic import factorisations
+from nla_llm.arithmetic.quantisers import NESTED
 from nla_llm.costs.cost import Cost, Operations
 from nla_llm.costs.symbols import symbols_of, visible_pairs
 
 if TYPE_CHECKING:
+    from nla_llm.arithmetic.quantisers import Quantiser
     from nla_llm.problems import AttentionProblem
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "pairs_inside_segments",
     "pseudo_inverse",
     "qr",
+    "quantisation",
     "ridge_inverse",
     "row_normalised",
     "segment_slots",
@@ -179,6 +182,25 @@ def hadamard_projection(m: Expr, d: Expr, *, factors: int, chi: bool) -> Operati
     block = Operations(mul=d + (factors - 1) * size) + transforms
     blocks: Operations = block * sympy.ceiling(m / size)
     return blocks + Operations(mul=m if chi else 0)
+
+
+def quantisation(rows: Expr, columns: Expr, quantiser: Quantiser) -> Operations:
+    """Costs of a :class:`~nla_llm.arithmetic.quantisers.Quantiser`: scales, quotients, a bisection and a product each.
+
+    Blocks that are filled up count in full.
+    """
+    block = columns if quantiser.block is None else sympy.Min(quantiser.block, rows * columns)
+    blocks = rows if quantiser.block is None else sympy.ceiling(rows * columns / block)
+    entries, extremes = blocks * block, 2 if quantiser.affine else 1
+    scales = maximum_of(block, times=extremes * blocks) + Operations(compare=(3 * extremes + 1) * blocks)
+    if quantiser.nested:
+        part = sympy.Min(NESTED, blocks)
+        parts = sympy.ceiling(blocks / part)
+        scales += maximum_of(part, times=parts) + Operations(compare=parts)
+        scales += Operations(compare=1, div=2, mul=2) * (parts * part)
+    shifts = Operations(add=2 * entries + blocks if quantiser.affine else 0)
+    bisection = (len(quantiser.levels) - 1).bit_length()
+    return scales + shifts + Operations(compare=bisection * entries, div=entries, mul=entries)
 
 
 # -- exact attention -----------------------------------------------------------------------------------------------

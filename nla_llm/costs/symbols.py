@@ -1,7 +1,7 @@
 """The letters of the formulas, and their values for a problem and a method.
 
 =========  ============================================================================
-n          number of tokens, where queries and keys are as many (n_q, n_k where not)
+n          number of tokens, where queries and keys are as many (n_q, n_k where not); of calibration inputs of an update
 d, d_v     dimension of queries and keys, and of values
 m          directions, sampled keys or rank of an attention method (its field ``m``)
 r          rank of an update (field ``rank``)
@@ -100,7 +100,8 @@ def values(problem: Any, method: Any = None) -> dict[sympy.Symbol, int]:
     """
     known = _hyperparameters(method)
     if hasattr(problem, "d_out"):
-        return known | {d_out: problem.d_out, d_in: problem.d_in}
+        samples = {} if problem.inputs is None else {n: int(problem.inputs.shape[-2])}
+        return known | {d_out: problem.d_out, d_in: problem.d_in} | samples
     sizes = symbols_of(problem)
     known |= {sizes.n_q: problem.n_q, sizes.n_k: problem.n_k, d: problem.d, d_v: problem.d_v}
     if c in known:

@@ -58,6 +58,8 @@ FAMILIES = (
     "nla_llm.methods.attention.hierarchical.h_transformer",
     "nla_llm.methods.attention.hierarchical.monarch",
     "nla_llm.methods.update.truncation",
+    "nla_llm.methods.update.quantised.single",
+    "nla_llm.methods.update.quantised.alternating",
 )
 
 T = TypeVar("T", bound=type)

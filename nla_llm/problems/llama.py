@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -233,6 +234,29 @@ class LlamaModel:
                 x = x + self._attention(layer, problem, change)
                 x = x + self._mlp(layer, x)
         return [found[layer] for layer in wanted]
+
+    def linear_inputs(self, tokens: Tokens) -> dict[str, Array]:
+        """Name of each weight of a linear map inside the layers → what the map is applied to, (tokens, d_in).
+
+        Calibration inputs of an :class:`~nla_llm.problems.UpdateProblem` for that weight. Maps that read the same
+        hidden states share one array.
+
+        Examples
+        --------
+        >>> from nla_llm.problems.embedded import embedded_model, heldout_tokens
+        >>> embedded_model().linear_inputs(heldout_tokens(64))["model.layers.0.mlp.down_proj.weight"].shape
+        (64, 512)
+        """
+        found: dict[str, Array] = {}
+
+        def linear(x: Array, name: str) -> Array:
+            found[f"{name}.weight"] = self.xp.reshape(x, (-1, x.shape[-1]))
+            return self._linear(x, name)
+
+        recorder = copy(self)
+        recorder._linear = linear  # type: ignore[method-assign]  # noqa: SLF001 - a copy of itself
+        recorder._trunk(self._token_ids(tokens), self._change(None, None, None, tie=True))  # noqa: SLF001 - as above
+        return found
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Token ids (n,) of a text, by the tokenizer.json beside the weights.

@@ -6,6 +6,7 @@ from . import first_order as first_order
 from . import hierarchical as hierarchical
 from . import polynomials as polynomials
 from . import projections as projections
+from . import quantisation as quantisation
 from . import random_features as random_features
 from . import randomised as randomised
 from . import sampling as sampling

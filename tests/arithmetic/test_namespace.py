@@ -33,6 +33,7 @@ ROWS = {
     "any": (lambda xp, w: xp.any(w(MASK), axis=-1), {}),
     "cumulative_sum": (lambda xp, w: xp.cumulative_sum(w(A), axis=0), {"add": 8}),
     "sort": (lambda xp, w: xp.sort(w(A), axis=-1), {"compare": 15}),
+    "searchsorted": (lambda xp, w: xp.searchsorted(w(np.arange(5.0)), w(A)), {"compare": 3 * A.size}),
     "argsort": (lambda xp, w: xp.argsort(w(A[0])), {"compare": 5}),
     "matmul": (lambda xp, w: xp.matmul(w(A), w(S)), {"madd": 48}),
     "vecdot": (lambda xp, w: xp.vecdot(w(A), w(A)), {"madd": 12}),

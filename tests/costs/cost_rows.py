@@ -20,8 +20,9 @@ def smallest_size(method):
         return method.m
     if method.name in {"thinformer", "linformer", "gaussian_projection", "lara", "eva", "monarch"}:
         return method.m
-    bounded = {"clustered_attention": "m", "random_keys": "m", "optimal_rank": "m", "truncated_svd": "rank"}
-    return getattr(method, bounded[method.name]) if method.name in bounded else 1
+    if method.properties.problem == "update":
+        return getattr(method, "rank", 1)
+    return method.m if method.name in {"clustered_attention", "random_keys", "optimal_rank"} else 1
 
 
 def attention_problem(n_q, n_k, d=4, d_v=3, *, seed=0, mask=False, batch=(), **structure):

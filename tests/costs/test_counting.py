@@ -44,7 +44,8 @@ def test_count_equals_formula(method, data):
 @given(data=st.data())
 def test_count_equals_formula_for_updates(method, data):
     shape = data.draw(st.tuples(*[st.integers(smallest_size(method), 40)] * 2))
-    problem = nl.UpdateProblem(np.random.default_rng(0).standard_normal(shape))
+    rng, samples = np.random.default_rng(0), data.draw(st.integers(smallest_size(method), 50))
+    problem = nl.UpdateProblem(rng.standard_normal(shape), inputs=rng.standard_normal((samples, shape[1])))
     really, formula = counted_and_formula(method, problem)
     assert really == formula
 

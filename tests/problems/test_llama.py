@@ -413,6 +413,22 @@ def test_capture_yields_what_the_attention_of_each_layer_sees(batch):
             np.testing.assert_allclose(getattr(problem, name), getattr(seen[layer], name), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_inputs_of_linear_maps(batch):
+    """The inputs of the maps reproduce what the attention sees and, in the last layer, what the model answers."""
+    model, tokens = random_model(), random_tokens(*batch, 7)
+    inputs, c = model.linear_inputs(tokens), model.config
+    assert set(inputs) == {name for name in c.shapes() if name.endswith("proj.weight")}
+    for name, x in inputs.items():
+        assert x.shape == (7 * 2 ** len(batch), c.shapes()[name][1])
+    for layer, problem in enumerate(model.capture(tokens)):
+        name = f"model.layers.{layer}.self_attn.v_proj.weight"
+        v = np.moveaxis(problem.v[..., 0, :, :], -3, -2)  # heads beside their entries
+        np.testing.assert_allclose(inputs[name] @ model.weights[name].T, v.reshape(len(inputs[name]), -1), rtol=1e-5)
+    assert inputs[f"model.layers.{layer}.mlp.gate_proj.weight"] is not inputs[name]
+    np.testing.assert_array_equal(model.logits(tokens), random_model().logits(tokens))  # nothing is left behind
+
+
 def test_capture_takes_layers_in_the_order_asked_for():
     model, tokens = random_model(), random_tokens(7)
     first, second = model.capture(tokens)

@@ -1,0 +1,1 @@
+"""A quantised matrix plus a low-rank correction."""

@@ -1,0 +1,213 @@
+"""The matrix is quantised once, and the error corrected or not: QLoRA's start, LQER, QERA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from nla_llm import costs
+from nla_llm.arithmetic.quantisers import quantiser
+from nla_llm.methods.registry import Properties, register, require
+from nla_llm.methods.update.quantised import corrections
+from nla_llm.operators import Dense, Sum
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    import numpy as np
+
+    from nla_llm.backend import Array
+    from nla_llm.problems import UpdateProblem
+    from nla_llm.theory import Theory
+
+__all__ = ["LQER", "QERA", "QuantisedMatrix"]
+
+
+@register("quantised")
+@final
+@dataclass(frozen=True)
+class QuantisedMatrix:
+    """Q(W) alone: where QLoRA starts, its correction being zero (Dettmers et al. 2023, arXiv 2305.14314).
+
+    Parameters
+    ----------
+    format
+        "nf4", "int8", …: see :func:`nla_llm.arithmetic.quantisers.quantiser`.
+    block
+        Entries that share a scale, or None for a scale to each row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import UpdateProblem
+    >>> QuantisedMatrix("int2")(UpdateProblem(np.array([[4.0, 1.0, -3.0]]))).dense().tolist()
+    [[4.0, 0.0, -4.0]]
+    """
+
+    format: str = "nf4"
+    block: int | None = 64
+    properties: ClassVar[Properties] = corrections.properties()
+
+    def __post_init__(self) -> None:
+        corrections.check_options(self)
+
+    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Dense:
+        """The dequantised matrix."""
+        require(self, problem)
+        return Dense(quantiser(self.format, self.block)(corrections.widened(problem)).matrix)
+
+    def bits(self, problem: UpdateProblem) -> Fraction:
+        """Bits that are stored for an entry of W."""
+        return corrections.stored_bits(self, problem)
+
+    def theory(self, problem: UpdateProblem) -> Theory:
+        """Error in every unitarily invariant norm, from the singular values of W − Q(W)."""
+        return corrections.residual_theory(problem, self(problem), 0)
+
+    def cost(self, problem: UpdateProblem) -> costs.Cost:
+        """Scales, and a bisection for each entry; applied dequantised."""
+        apply = costs.formulas.matmul(costs.d_out, costs.d_in, 1)
+        return costs.Cost(prepare=corrections.quantisation_cost(self), apply=apply)
+
+
+@register("lqer")
+@final
+@dataclass(frozen=True)
+class LQER:
+    """Q(W) plus the truncated singular value decomposition of W − Q(W), whose columns may carry weights.
+
+    With ``weighting="none"`` the error is the least for this Q(W) and rank in every unitarily invariant norm (Eckart,
+    Young, Mirsky). With "activations" column j of the error counts with the mean modulus of the j-th coordinate of
+    the inputs: L²QER (Zhang et al. 2024, arXiv 2402.02446, section 3).
+
+    Parameters
+    ----------
+    rank
+        Of the correction.
+    weighting
+        "none" or "activations".
+    format, block
+        As for :class:`QuantisedMatrix`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import UpdateProblem
+    >>> op = LQER(1, format="int2")(UpdateProblem(np.array([[4.0, 1.0, -3.0]])))
+    >>> op.dense().tolist(), op.terms[1].rank
+    ([[4.0, 1.0, -3.0]], 1)
+    """
+
+    rank: int
+    weighting: str = "none"
+    format: str = "nf4"
+    block: int | None = 64
+    properties: ClassVar[Properties] = corrections.properties(budget="rank", converges=True)
+
+    def __post_init__(self) -> None:
+        corrections.check_options(self)
+        if self.weighting not in {"none", "activations"}:
+            raise ValueError(f"weighting must be 'none' or 'activations', got {self.weighting!r}")
+
+    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
+        """The sum of the dequantised matrix and the correction."""
+        require(self, problem)
+        matrix = corrections.widened(problem, self.rank)
+        base = quantiser(self.format, self.block)(matrix).matrix
+        residual = matrix - base
+        weighted = None if self.weighting == "none" else residual * self._weights(problem, residual)
+        return corrections.corrected(base, corrections.best_correction(residual, self.rank, weighted))
+
+    def _weights(self, problem: UpdateProblem, residual: Array) -> Array:
+        inputs, xp = corrections.calibration(problem, residual.dtype), problem.xp
+        return xp.mean(xp.abs(inputs), axis=-2, keepdims=True)
+
+    def bits(self, problem: UpdateProblem) -> Fraction:
+        """Bits that are stored for an entry of W."""
+        return corrections.stored_bits(self, problem)
+
+    def theory(self, problem: UpdateProblem) -> Theory | None:
+        """Error in every unitarily invariant norm, from the singular values of W − Q(W); nothing with weights."""
+        if self.weighting != "none":
+            return None
+        base = QuantisedMatrix(self.format, self.block)(problem)
+        return corrections.residual_theory(problem, base, self.rank)
+
+    def cost(self, problem: UpdateProblem) -> costs.Cost:
+        """One quantisation and one singular value decomposition."""
+        d_out, d_in, n = costs.d_out, costs.d_in, costs.n
+        prepare = corrections.quantisation_cost(self) + corrections.correction_cost()
+        if self.weighting != "none":
+            prepare += costs.formulas.sum_of(n, times=d_in) + costs.Operations(div=d_in, mul=d_out * d_in)
+        return costs.Cost(prepare=prepare, apply=corrections.applying_cost())
+
+
+@register("qera")
+@final
+@dataclass(frozen=True)
+class QERA:
+    """Q(W) plus the correction of rank r with the least output error on the calibration inputs.
+
+    With ``weighting="exact"`` the error ‖(E − L) Xᵀ‖_F, E = W − Q(W), is the least for this Q(W) and rank,
+    (Σ_{j>r} σ_j²(E Xᵀ))^½; with "diagonal" it would be for uncorrelated inputs, column j of E weighted by the root mean
+    square of the j-th coordinate (Zhang et al. 2024, arXiv 2410.06040, theorems 1 and 2). The rank is at most the
+    number of samples.
+
+    Parameters
+    ----------
+    rank
+        Of the correction.
+    weighting
+        "exact" or "diagonal".
+    format, block
+        As for :class:`QuantisedMatrix`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.problems import UpdateProblem
+    >>> problem = UpdateProblem(np.array([[4.0, 1.0], [0.5, 2.0]]), inputs=np.array([[1.0, 1.0], [2.0, 2.0]]))
+    >>> error = problem.delta - QERA(1, format="int2")(problem).dense()
+    >>> float(abs(error @ problem.inputs.T).max()) < 1e-14  # inputs of rank one need a correction of rank one
+    True
+    """
+
+    rank: int
+    weighting: str = "exact"
+    format: str = "nf4"
+    block: int | None = 64
+    properties: ClassVar[Properties] = corrections.properties(budget="rank", converges=True)
+
+    def __post_init__(self) -> None:
+        corrections.check_options(self)
+        if self.weighting not in {"exact", "diagonal"}:
+            raise ValueError(f"weighting must be 'exact' or 'diagonal', got {self.weighting!r}")
+
+    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
+        """The sum of the dequantised matrix and the correction."""
+        require(self, problem)
+        matrix = corrections.widened(problem, self.rank)
+        base = quantiser(self.format, self.block)(matrix).matrix
+        residual = matrix - base
+        if self.weighting == "exact":
+            weighted = residual @ corrections.square_root(problem, residual.dtype)
+        else:
+            inputs, xp = corrections.calibration(problem, residual.dtype), problem.xp
+            weighted = residual * xp.sqrt(xp.mean(inputs**2, axis=-2, keepdims=True))
+        return corrections.corrected(base, corrections.best_correction(residual, self.rank, weighted))
+
+    def bits(self, problem: UpdateProblem) -> Fraction:
+        """Bits that are stored for an entry of W."""
+        return corrections.stored_bits(self, problem)
+
+    def cost(self, problem: UpdateProblem) -> costs.Cost:
+        """One quantisation, the weights, one singular value decomposition."""
+        d_out, d_in, n = costs.d_out, costs.d_in, costs.n
+        prepare = corrections.quantisation_cost(self)
+        if self.weighting == "diagonal":
+            prepare += costs.formulas.sum_of(n, times=d_in) + costs.Operations(div=d_in, sqrt=d_in)
+            prepare += costs.Operations(mul=n * d_in + d_out * d_in) + corrections.correction_cost()
+        else:
+            root, columns = corrections.square_root_cost(problem)
+            prepare += root + costs.formulas.matmul(d_out, d_in, columns) + corrections.correction_cost(columns)
+        return costs.Cost(prepare=prepare, apply=corrections.applying_cost())
