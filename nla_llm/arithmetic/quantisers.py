@@ -202,7 +202,7 @@ def normal_float_levels(bits: int = 4) -> tuple[float, ...]:
     Examples
     --------
     >>> [round(x, 4) for x in normal_float_levels(4)[6:10]]
-    [-0.0911, 0.0, 0.0796, 0.1609]
+    [-0.091, 0.0, 0.0796, 0.1609]
     """
     from scipy.special import ndtri  # noqa: PLC0415 - SciPy loads only where it is needed
 

@@ -42,7 +42,7 @@ class Sizes:
     causal: bool
 
     def problem(self, method: Any) -> Any:
-        """A problem of these sizes for a method; an update is n × n, with n inputs. Its entries are zeros without memory.
+        """A problem of these sizes for a method; an update is n × n, of n inputs. Its entries are zeros without memory.
 
         Raises
         ------

@@ -89,7 +89,7 @@ class LoftQ:
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
         require(self, problem)
-        matrix = corrections.widened(problem, self.rank)
+        matrix = corrections.dense_matrix(problem, self.rank)
         steps = alternation(matrix, quantiser(self.format, self.block), self.rank)
         return next(islice(steps, self.iterations - 1, None))
 
@@ -147,7 +147,7 @@ class QPiSSA:
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
         require(self, problem)
-        matrix, quantise = corrections.widened(problem, self.rank), quantiser(self.format, self.block)
+        matrix, quantise = corrections.dense_matrix(problem, self.rank), quantiser(self.format, self.block)
         correction = corrections.best_correction(matrix, self.rank)
         base = quantise(matrix - correction.dense()).matrix
         for _ in range(self.iterations - 1):
@@ -212,7 +212,7 @@ class CALDERA:
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction, of dequantised factors."""
         require(self, problem)
-        matrix, quantise = corrections.widened(problem, self.rank), quantiser(self.format, self.block)
+        matrix, quantise = corrections.dense_matrix(problem, self.rank), quantiser(self.format, self.block)
         root = corrections.square_root(problem, matrix.dtype)
         base = quantise(matrix).matrix
         correction = self._correction(matrix - base, root)

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from nla_llm import costs
 from nla_llm.arithmetic.quantisers import quantiser
-from nla_llm.backend import Array, namespace, to_numpy
+from nla_llm.backend import Array, namespace
+from nla_llm.linalg import singular_values
 from nla_llm.methods.registry import Properties, whole_number
+from nla_llm.methods.update.truncation import check_rank, working_precision
 from nla_llm.operators import Dense, LowRank, Operator, Sum
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ __all__ = [
     "check_options",
     "corrected",
     "correction_cost",
+    "dense_matrix",
     "properties",
     "quantisation_cost",
     "remainder_cost",
@@ -39,7 +42,6 @@ __all__ = [
     "square_root",
     "square_root_cost",
     "stored_bits",
-    "widened",
 ]
 
 
@@ -59,14 +61,10 @@ def check_options(method: Any) -> None:
             whole_number(name, getattr(method, name))
 
 
-def widened(problem: UpdateProblem, rank: int = 0) -> Array:
-    """The matrix in a precision that a library decomposes, once the rank is known to fit."""
-    if rank > min(problem.d_out, problem.d_in):
-        raise ValueError(f"rank={rank} exceeds the dimensions of the matrix, {problem.d_out} x {problem.d_in}")
-    xp, matrix = problem.xp, problem.delta
-    if matrix.dtype in (xp.float32, xp.float64):
-        return matrix
-    return xp.astype(matrix, xp.float32 if matrix.dtype.itemsize <= 4 else xp.float64)
+def dense_matrix(problem: UpdateProblem, rank: int = 0) -> Array:
+    """The matrix, formed, in a precision that a library decomposes, once the rank is known to fit."""
+    check_rank(rank, problem)
+    return working_precision(problem.operator.dense())
 
 
 def calibration(problem: UpdateProblem, dtype: Any) -> Array:
@@ -82,7 +80,8 @@ def calibration(problem: UpdateProblem, dtype: Any) -> Array:
             "a correction weighted by inputs needs calibration inputs, and the problem has none; pass "
             "UpdateProblem(matrix, inputs=X), or choose a method without weights, such as lqer with weighting='none'"
         )
-    return problem.xp.astype(problem.inputs, dtype, copy=False)
+    inputs = problem.inputs.dense() if isinstance(problem.inputs, Operator) else problem.inputs
+    return problem.xp.astype(inputs, dtype, copy=False)
 
 
 def square_root(problem: UpdateProblem, dtype: Any) -> Array:
@@ -161,6 +160,4 @@ def residual_theory(problem: UpdateProblem, base: Operator, rank: int) -> Theory
     """Error in every unitarily invariant norm of the best correction, from the singular values of W − Q."""
     from nla_llm.theory.yardsticks import eckart_young_theory  # noqa: PLC0415 - SciPy loads there
 
-    residual = problem.exact() - base
-    spectrum = to_numpy(problem.xp.linalg.svdvals(residual.dense()))
-    return eckart_young_theory(spectrum, rank, tuple(problem.delta.shape))
+    return eckart_young_theory(singular_values(problem.exact() - base), rank, tuple(problem.delta.shape))

@@ -54,7 +54,7 @@ class QuantisedMatrix:
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Dense:
         """The dequantised matrix."""
         require(self, problem)
-        return Dense(quantiser(self.format, self.block)(corrections.widened(problem)).matrix)
+        return Dense(quantiser(self.format, self.block)(corrections.dense_matrix(problem)).matrix)
 
     def bits(self, problem: UpdateProblem) -> Fraction:
         """Bits that are stored for an entry of W."""
@@ -112,7 +112,7 @@ class LQER:
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
         require(self, problem)
-        matrix = corrections.widened(problem, self.rank)
+        matrix = corrections.dense_matrix(problem, self.rank)
         base = quantiser(self.format, self.block)(matrix).matrix
         residual = matrix - base
         weighted = None if self.weighting == "none" else residual * self._weights(problem, residual)
@@ -186,7 +186,7 @@ class QERA:
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
         require(self, problem)
-        matrix = corrections.widened(problem, self.rank)
+        matrix = corrections.dense_matrix(problem, self.rank)
         base = quantiser(self.format, self.block)(matrix).matrix
         residual = matrix - base
         if self.weighting == "exact":

@@ -121,7 +121,7 @@ def test_bits_count_the_factors():
 
 @pytest.mark.parametrize("name", ["lqer", "qera", "loftq", "qpissa", "caldera"])
 def test_bad_options(name):
-    with pytest.raises(ValueError, match=r"rank=41 exceeds the dimensions of the matrix, 48 x 40"):
+    with pytest.raises(ValueError, match=r"rank=41 exceeds the dimensions of the update, 48 x 40"):
         nl.method(name, rank=41)(problem())
     with pytest.raises(ValueError, match="rank must be a whole number >= 1"):
         nl.method(name, rank=0)
