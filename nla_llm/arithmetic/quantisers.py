@@ -213,7 +213,6 @@ def normal_float_levels(bits: int = 4) -> tuple[float, ...]:
     return tuple(levels.tolist())
 
 
-@cache
 def quantiser(name: str, block: int | None = 64) -> Quantiser:
     """The quantiser of a format: "nf4", "int8", …, with 2 to 8 bits, and "_affine" or "_double" behind.
 

@@ -207,7 +207,7 @@ class CALDERA:
 
     def __post_init__(self) -> None:
         corrections.check_options(self)
-        quantiser(self.factor_format, self.block)
+        corrections.check_format("factor_format", self.factor_format)
 
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction, of dequantised factors."""

@@ -16,7 +16,7 @@ from nla_llm import costs
 from nla_llm.arithmetic.quantisers import quantiser
 from nla_llm.backend import Array, namespace
 from nla_llm.linalg import singular_values
-from nla_llm.methods.registry import Properties, whole_number
+from nla_llm.methods.registry import Properties, settle, whole_number
 from nla_llm.methods.update.truncation import check_rank, working_precision
 from nla_llm.operators import Dense, LowRank, Operator, Sum
 
@@ -31,6 +31,7 @@ __all__ = [
     "applying_cost",
     "best_correction",
     "calibration",
+    "check_format",
     "check_options",
     "corrected",
     "correction_cost",
@@ -54,11 +55,21 @@ def properties(**more: Any) -> Properties:
 
 
 def check_options(method: Any) -> None:
-    """Refuse a rank, a format or a block that mean nothing, when the method is made."""
+    """Plain values; a rank, a format or a block that means nothing is refused when the method is made."""
+    settle(method)
+    check_format("format", method.format)
     quantiser(method.format, method.block)
     for name in ("rank", "iterations"):
         if hasattr(method, name):
             whole_number(name, getattr(method, name))
+
+
+def check_format(name: str, value: Any) -> None:
+    """Refuse what is no format, in the words of the quantisers."""
+    try:
+        quantiser(value)
+    except ValueError as error:
+        raise ValueError(str(error).replace("format", name, 1)) from None
 
 
 def dense_matrix(problem: UpdateProblem, rank: int = 0) -> Array:

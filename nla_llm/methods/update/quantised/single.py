@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.arithmetic.quantisers import quantiser
-from nla_llm.methods.registry import Properties, register, require
+from nla_llm.methods.registry import Properties, one_of, register, require
 from nla_llm.methods.update.quantised import corrections
 from nla_llm.operators import Dense, Sum
 
@@ -106,8 +106,7 @@ class LQER:
 
     def __post_init__(self) -> None:
         corrections.check_options(self)
-        if self.weighting not in {"none", "activations"}:
-            raise ValueError(f"weighting must be 'none' or 'activations', got {self.weighting!r}")
+        one_of("weighting", self.weighting, ("none", "activations"))
 
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
@@ -180,8 +179,7 @@ class QERA:
 
     def __post_init__(self) -> None:
         corrections.check_options(self)
-        if self.weighting not in {"exact", "diagonal"}:
-            raise ValueError(f"weighting must be 'exact' or 'diagonal', got {self.weighting!r}")
+        one_of("weighting", self.weighting, ("exact", "diagonal"))
 
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""

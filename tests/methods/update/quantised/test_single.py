@@ -131,7 +131,7 @@ def test_bad_options(name):
         nl.method(name, rank=1, block=0)
 
 
-@pytest.mark.parametrize(("name", "choices"), [("lqer", "'none' or 'activations'"), ("qera", "'exact' or 'diagonal'")])
+@pytest.mark.parametrize(("name", "choices"), [("lqer", "none, activations"), ("qera", "exact, diagonal")])
 def test_unknown_weighting(name, choices):
-    with pytest.raises(ValueError, match=f"weighting must be {choices}, got 'all'"):
+    with pytest.raises(ValueError, match=f"weighting must be one of {choices}, got 'all'"):
         nl.method(name, rank=1, weighting="all")
