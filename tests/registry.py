@@ -164,4 +164,12 @@ ROWS = (
     Row("qpissa", {"rank": 4}),
     Row("qpissa", {"rank": 4, "iterations": 3}),
     Row("caldera", {"rank": 4, "iterations": 2}),
+    # low-rank adaptation
+    Row("lora", {"rank": 4}),
+    Row("lora", {"rank": 4, "optimiser": "alternating", "initialisation": "kaiming", "steps": 3}),
+    Row("lora", {"rank": 4, "optimiser": "gradient_descent", "lr": 0.1, "steps": 5, "scaling": "rank_stabilised"}),
+    Row("lora", {"rank": 4, "optimiser": "momentum", "lr": 0.01, "steps": 5, "noise": 0.1}),
+    Row("lora", {"rank": 3, "optimiser": "adam", "lr": 0.01, "steps": 5, "initialisation": "lora_ga"}),
+    Row("lora", {"rank": 4, "optimiser": "lora_plus", "lr": 0.01, "steps": 5}),
+    Row("lora", {"rank": 4, "initialisation": "lora_one", "steps": 5}),
 )

@@ -60,6 +60,7 @@ FAMILIES = (
     "nla_llm.methods.update.truncation",
     "nla_llm.methods.update.quantised.single",
     "nla_llm.methods.update.quantised.alternating",
+    "nla_llm.methods.update.lora.lora",
 )
 
 T = TypeVar("T", bound=type)

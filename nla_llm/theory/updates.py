@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SpikedModel",
+    "davis_kahan_bound",
     "frobenius_shrinker",
     "hard_threshold",
     "marchenko_pastur_median",
     "random_projection_norm",
     "random_subspace_similarity",
     "spiked_model",
+    "wedin_bound",
 ]
 
 
@@ -176,6 +178,48 @@ def frobenius_shrinker(singular_value: ArrayLike, ratio: float) -> Matrix:
     seen = y > 1 + np.sqrt(ratio)
     z = np.where(seen, y, 1 + np.sqrt(ratio))
     return np.asarray(np.where(seen, np.sqrt(np.maximum((z**2 - ratio - 1) ** 2 - 4 * ratio, 0)) / z, 0.0))
+
+
+def davis_kahan_bound(spectral: float, frobenius: float, gap: float, k: int) -> float:
+    """Bound 2 min(√k ‖E‖₂, ‖E‖_F)/gap of ‖sin Θ‖_F between k eigenvectors of a symmetric matrix and of it plus E.
+
+    The gap is that of the unperturbed eigenvalues to both sides of the k that are meant (Yu, Wang and Samworth 2015,
+    arXiv 1405.0680, theorem 2).
+
+    Examples
+    --------
+    >>> davis_kahan_bound(0.1, 0.2, gap=1.0, k=1)
+    0.2
+    """
+    _check_perturbation(spectral, frobenius, gap, k)
+    return float(2 * min(np.sqrt(k) * spectral, frobenius) / gap)
+
+
+def wedin_bound(spectral: float, frobenius: float, singular_values: ArrayLike, k: int) -> float:
+    """Bound of ‖sin Θ‖_F between the k leading singular vectors, left or right, of a matrix and of it plus E.
+
+    2 (2σ₁ + ‖E‖₂) min(√k ‖E‖₂, ‖E‖_F)/(σ_k² − σ_{k+1}²), with the singular values of the unperturbed matrix (Yu, Wang
+    and Samworth 2015, arXiv 1405.0680, theorem 3).
+
+    Examples
+    --------
+    >>> round(wedin_bound(0.01, 0.01, [2.0, 1.0], 1), 4)
+    0.0267
+    """
+    s = np.asarray(singular_values, dtype=np.float64)
+    if not 1 <= k < s.size:
+        raise ValueError(f"k must be between 1 and {s.size - 1}, one less than the singular values given, got {k!r}")
+    gap = float(s[k - 1] ** 2 - s[k] ** 2)
+    _check_perturbation(spectral, frobenius, gap, k)
+    return float(2 * (2 * s[0] + spectral) * min(np.sqrt(k) * spectral, frobenius) / gap)
+
+
+def _check_perturbation(spectral: float, frobenius: float, gap: float, k: int) -> None:
+    if not (0 <= spectral <= frobenius and gap > 0 and k >= 1):
+        raise ValueError(
+            f"a perturbation has 0 <= ‖E‖₂ <= ‖E‖_F, a gap > 0 and k >= 1, got {spectral!r}, {frobenius!r}, "
+            f"{gap!r} and {k!r}"
+        )
 
 
 def _check_ratio(ratio: float) -> None:

@@ -93,3 +93,53 @@ def test_shrinker_is_the_projection_onto_the_true_spike():
 def test_bad_input(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def sines(U, V):
+    """‖sin Θ‖_F of two spaces of equal dimension, from the projectors alone."""
+    return np.linalg.norm(U @ U.T - V @ V.T) / np.sqrt(2)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-2, 0.3])
+@pytest.mark.parametrize("k", [1, 3])
+def test_subspaces_turn_no_further_than_the_bounds(k, size):
+    rng = np.random.default_rng(k)
+    values = np.array([4.0, 3.0, 2.5, 1.0, 0.5, 0.2])
+    U, V = ortho_group.rvs(6, random_state=0), ortho_group.rvs(6, random_state=1)
+    for attempt in range(30):
+        E = rng.standard_normal((6, 6))
+        if attempt % 3 == 0:  # adversarial: mixes the directions on both sides of the gap
+            E = np.outer(U[:, k - 1], V[:, k]) + np.outer(U[:, k], V[:, k - 1])
+        E *= size / np.linalg.norm(E, 2)
+        norms = np.linalg.norm(E, 2), np.linalg.norm(E)
+        found = np.linalg.svd(U * values @ V.T + E)
+        bound = updates.wedin_bound(*norms, values, k)
+        assert sines(found[0][:, :k], U[:, :k]) <= bound
+        assert sines(found[2][:k].T, V[:, :k]) <= bound
+        S = (E + E.T) / 2
+        leading = np.linalg.eigh(U * values @ U.T + S)[1][:, ::-1][:, :k]
+        gap = values[k - 1] - values[k]
+        assert sines(leading, U[:, :k]) <= updates.davis_kahan_bound(np.linalg.norm(S, 2), np.linalg.norm(S), gap, k)
+
+
+def test_a_two_by_two_rotation_in_closed_form():
+    """diag(1, 0) plus ε off the diagonal turns by ½ arctan(2ε): the bound is 2ε, the factor 2 too large."""
+    epsilon = 1e-3
+    turned = np.linalg.eigh(np.array([[1.0, epsilon], [epsilon, 0.0]]))[1][:, 1:]
+    bound = updates.davis_kahan_bound(epsilon, np.sqrt(2) * epsilon, 1.0, 1)
+    assert sines(turned, np.eye(2)[:, :1]) == pytest.approx(np.sin(0.5 * np.arctan(2 * epsilon)), rel=1e-9)
+    assert bound == pytest.approx(2 * epsilon)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: updates.davis_kahan_bound(2.0, 1.0, 1.0, 1),
+        lambda: updates.davis_kahan_bound(1.0, 1.0, 0.0, 1),
+        lambda: updates.wedin_bound(0.1, 0.1, [1.0, 1.0], 1),
+        lambda: updates.wedin_bound(0.1, 0.1, [2.0, 1.0], 2),
+    ],
+)
+def test_perturbations_that_make_no_sense(call):
+    with pytest.raises(ValueError, match=r"0 <= ‖E‖₂ <= ‖E‖_F|k must be between"):
+        call()

@@ -1,0 +1,1 @@
+"""Low-rank adaptation: a product of two thin factors, its starts, optimisers, costs and budgets."""
