@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, generator, namespace
-from nla_llm.methods.registry import Properties, register, require, whole_number
+from nla_llm.methods.registry import Properties, one_of, positive, register, require, settle, whole_number
 from nla_llm.methods.update.lora.factors import SCALINGS, Factors, product
 from nla_llm.methods.update.lora.initialisations import INITIALISATIONS, start
 from nla_llm.methods.update.lora.objectives import OBJECTIVES, Regression, regression, shift_cost
@@ -87,21 +85,20 @@ class Lora:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        settle(self)
         whole_number("rank", self.rank)
         whole_number("steps", self.steps, at_least=0)
         if self.batch is not None:
             whole_number("batch", self.batch)
-        tables: dict[str, Any] = {
-            "optimiser": OPTIMISERS, "initialisation": INITIALISATIONS, "scaling": SCALINGS, "objective": OBJECTIVES
-        }  # fmt: skip
-        for name, known in tables.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        _positive("lr", self.lr)
+        one_of("optimiser", self.optimiser, OPTIMISERS)
+        one_of("initialisation", self.initialisation, INITIALISATIONS)
+        one_of("scaling", self.scaling, SCALINGS)
+        one_of("objective", self.objective, OBJECTIVES)
+        positive("lr", self.lr)
         if self.alpha is not None:
-            _positive("alpha", self.alpha)
+            positive("alpha", self.alpha, other=" or None")
         if self.noise != 0:
-            _positive("noise, where it is not 0,", self.noise)
+            positive("noise", self.noise, other=" or 0")
         if self._stochastic and not OPTIMISERS[self.optimiser].stochastic:
             raise ValueError(f"optimiser={self.optimiser!r} needs all data in every step; leave batch and noise out")
         drawn = INITIALISATIONS[self.initialisation].random or self._stochastic
@@ -203,8 +200,3 @@ class Lora:
 def _finite(x: Array) -> bool:
     xp = namespace(x)
     return bool(xp.all(xp.isfinite(x)))
-
-
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < inf:
-        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")

@@ -87,10 +87,10 @@ def test_scale_follows_the_rank():
         ({"rank": 2, "initialisation": "zero"}, "initialisation must be one of gaussian, kaiming"),
         ({"rank": 2, "scaling": "rs"}, "scaling must be one of standard, rank_stabilised"),
         ({"rank": 2, "objective": "l1"}, "objective must be one of frobenius, data"),
-        ({"rank": 2, "lr": 0}, "lr must be a finite number > 0"),
-        ({"rank": 2, "lr": float("nan")}, "lr must be a finite number > 0"),
-        ({"rank": 2, "alpha": -1}, "alpha must be a finite number > 0"),
-        ({"rank": 2, "noise": -1}, "noise, where it is not 0, must be a finite number > 0"),
+        ({"rank": 2, "lr": 0}, "lr must be a number > 0"),
+        ({"rank": 2, "lr": float("nan")}, "lr must be a number > 0"),
+        ({"rank": 2, "alpha": -1}, "alpha must be a number > 0 or None"),
+        ({"rank": 2, "noise": -1}, "noise must be a number > 0 or 0"),
     ],
 )
 def test_refusals(options, message):
