@@ -13,7 +13,7 @@ __all__ = ["Kind", "Matrix", "Status", "Theory"]
 
 Matrix: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = Callable[[int, int], Matrix]
-Kind: TypeAlias = Literal["closed form", "bound", "first order"]
+Kind: TypeAlias = Literal["closed form", "bound", "floor", "first order"]
 Status: TypeAlias = Literal["VE", "VB", "NV"]
 
 
@@ -31,8 +31,8 @@ class Theory:
     name
         What is promised, a few words for a legend.
     kind
-        'closed form' (an equality), 'bound' (an upper bound) or 'first order' (an equality up to higher powers of the
-        relative variance).
+        'closed form' (an equality), 'bound' (an upper bound), 'floor' (a lower bound for every draw) or 'first order'
+        (an equality up to higher powers of the relative variance).
     status
         'VE' verified as an equality, 'VB' verified as a bound that was never violated, 'NV' not verified.
     source

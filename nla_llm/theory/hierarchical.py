@@ -1,4 +1,4 @@
-"""Hierarchical and Monarch attention: errors of constant blocks, floors of low-rank blocks, the gap of the entropy.
+"""Hierarchical and Monarch attention: errors of constant blocks, the gap of the entropy.
 
 Everything is float64 NumPy. Groups of consecutive tokens are given by their borders, G + 1 whole numbers from 0 to n.
 """
@@ -14,14 +14,11 @@ from scipy.special import entr, logsumexp
 from nla_llm.theory.bound import Matrix, Theory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "block_constant_error",
     "block_constant_theory",
-    "block_rank_floor",
     "coarse_logit_error",
     "normalised_error",
     "variational_gap",
@@ -111,21 +108,6 @@ def block_constant_theory(row_norms: ArrayLike, delta: ArrayLike, shape: tuple[i
         error_norm=partial(_frobenius_only, row_norms, delta),
         assumptions=("exact arithmetic",),
     )
-
-
-def block_rank_floor(matrix: ArrayLike, blocks: Iterable[tuple[slice, slice]], rank: int) -> float:
-    """The least Frobenius error of matrices whose given blocks have a rank: √(Σ_blocks Σ_i>rank σ_i²).
-
-    Eckart and Young, block by block: the blocks do not overlap, and outside them nothing is wrong.
-
-    Examples
-    --------
-    >>> block_rank_floor(np.diag([3.0, 4.0]), [(slice(0, 2), slice(0, 2))], 1)
-    3.0
-    """
-    a = np.asarray(matrix, dtype=np.float64)
-    tails = [np.linalg.svd(a[rows, columns], compute_uv=False)[rank:] for rows, columns in blocks]
-    return float(np.sqrt(sum(float(np.sum(tail**2)) for tail in tails)))
 
 
 def variational_gap(weights: ArrayLike, logits: ArrayLike) -> Matrix:

@@ -14,6 +14,8 @@ from scipy.special import expit, gammaln
 from nla_llm.theory.bound import Matrix, Theory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     "random_keys_error",
     "random_keys_error_first_order",
     "random_keys_relative_error",
+    "random_keys_theory",
     "uniform_error",
+    "uniform_theory",
 ]
 
 _LEAST = 1e-140  # of the entries of a row: u² at u = 50/p has to be a number
@@ -117,6 +121,51 @@ def uniform_error(squared_norm: ArrayLike, keys_seen: ArrayLike) -> Matrix:
         raise ValueError(f"keys_seen must be at least 1 in every row, got {seen.min()!r}")
     difference = np.asarray(squared_norm, dtype=np.float64) - np.sum(1 / seen, axis=-1)
     return np.asarray(np.sqrt(np.maximum(difference, 0)))  # rounding alone can make it negative
+
+
+def uniform_theory(squared_norm: Callable[[], ArrayLike], keys_seen: ArrayLike, shape: tuple[int, ...]) -> Theory:
+    """The error of uniform attention as a promise, from ‖P‖_F², which is asked for when the error is.
+
+    Examples
+    --------
+    >>> float(uniform_theory(lambda: 2.0, [2, 2], (2, 2)).error("frobenius"))
+    1.0
+    """
+    return _frobenius_theory(
+        "uniform attention",
+        "derived: rows of both matrices sum to one over the keys that a query sees",
+        shape,
+        lambda: uniform_error(squared_norm(), keys_seen),
+    )
+
+
+def random_keys_theory(entries: Callable[[], Matrix], m: int, shape: tuple[int, ...]) -> Theory:
+    """The root mean square error of softmax over m random keys as a promise, from P, asked for when the error is.
+
+    Examples
+    --------
+    >>> promise = random_keys_theory(lambda: np.ones((2, 8)) / 8, 2, (2, 8))
+    >>> bool(np.isclose(promise.error("frobenius") ** 2, 2 * (1 / 2 - 1 / 8)))
+    True
+    """
+    return _frobenius_theory(
+        f"{m} random keys",
+        "derived: the ratio's mean as an integral over the generating function of the draws",
+        shape,
+        lambda: np.sqrt(np.sum(random_keys_error(entries(), m), axis=-1)),
+    )
+
+
+def _frobenius_theory(name: str, source: str, shape: tuple[int, ...], error: Callable[[], Matrix]) -> Theory:
+    def in_norm(norm: str) -> Matrix:
+        if norm != "frobenius":
+            raise ValueError(f"the error is known in the norm 'frobenius' only, got {norm!r}")
+        return error()
+
+    return Theory(
+        name=name, kind="closed form", status="VE", source=source, shape=shape, error_norm=in_norm,
+        assumptions=("exact arithmetic",),
+    )  # fmt: skip
 
 
 def random_keys_relative_error(n: int, m: int) -> float:

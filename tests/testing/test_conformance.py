@@ -118,6 +118,8 @@ def test_honest_methods_of_other_kinds_pass(method, seed):
         (faulty.PromisedError(0.99, "closed form"), "failed", "error against"),
         (faulty.PromisedError(1.01, "bound"), "passed", "error against"),
         (faulty.PromisedError(0.99, "bound"), "failed", "error against"),
+        (faulty.PromisedError(0.5, "floor"), "passed", ""),
+        (faulty.PromisedError(1.1, "floor"), "failed", "error against"),
         (faulty.PromisedError(1.0, "first order"), "skipped", "promises nothing that a few draws can test"),
     ],
     ids=str,

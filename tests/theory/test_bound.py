@@ -48,7 +48,7 @@ def test_errors_in_norms():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: promise(kind="guess"), "kind must be one of closed form, bound, first order"),
+        (lambda: promise(kind="guess"), "kind must be one of closed form, bound, floor, first order"),
         (lambda: promise(status="OK"), "status must be one of VE, VB, NV"),
         (lambda: promise().mean(), "says nothing of the mean; it covers nothing"),
         (lambda: promise(mean_rows=np.ones).relative_variance(), "nothing of the relative_variance; it covers mean"),

@@ -7,7 +7,6 @@ from scipy.special import rel_entr, softmax
 from nla_llm.theory.hierarchical import (
     block_constant_error,
     block_constant_theory,
-    block_rank_floor,
     coarse_logit_error,
     normalised_error,
     variational_gap,
@@ -69,25 +68,6 @@ def test_the_promise_speaks_of_one_norm():
     assert float(promise.error("frobenius")) == pytest.approx(np.hypot(np.expm1(0.2), np.expm1(0.4)))
     with pytest.raises(ValueError, match="'frobenius' only"):
         promise.error("spectral")
-
-
-def test_no_blocks_of_that_rank_come_nearer_than_the_floor():
-    rng = np.random.default_rng(3)
-    a = rng.standard_normal((12, 10))
-    blocks = [(slice(0, 5), slice(5, 10)), (slice(6, 12), slice(0, 4))]
-    floor = block_rank_floor(a, blocks, 2)
-    best = a.copy()
-    for block in blocks:
-        u, s, vt = np.linalg.svd(a[block])
-        best[block] = (u[:, :2] * s[:2]) @ vt[:2]
-    assert np.linalg.norm(a - best) == pytest.approx(floor, rel=1e-12)
-    for _ in range(20):
-        other = a.copy()
-        for block in blocks:
-            basis, _ = np.linalg.qr(a[block] @ rng.standard_normal((a[block].shape[1], 2)))
-            other[block] = basis @ (basis.T @ a[block])
-        assert np.linalg.norm(a - other) > floor
-    assert block_rank_floor(a, blocks, 5) < 1e-12
 
 
 def test_the_gap_is_a_divergence():

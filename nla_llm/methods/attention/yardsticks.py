@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+import numpy as np
+
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, generator, namespace, to_numpy
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
+from nla_llm.methods.attention.randomised.near_tokens import squared_norm
 from nla_llm.methods.attention.sampled.samples import (
     draw_without_replacement,
     draw_without_replacement_cost,
@@ -21,8 +24,6 @@ from nla_llm.methods.registry import Properties, register, require, settle, whol
 from nla_llm.operators import Dense, LowRank, Operator, Product
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from nla_llm.problems import AttentionProblem
     from nla_llm.theory import Theory
 
@@ -55,6 +56,16 @@ class Uniform:
         require(self, problem)
         queries, keys = Features(_column_of_ones(problem.q)), Features(_column_of_ones(problem.k))
         return kernel_attention(problem, queries, keys, nonnegative=True)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Error in the Frobenius norm, from that of the exact matrix and the number of keys that each query sees."""
+        from nla_llm.theory.yardsticks import uniform_theory  # noqa: PLC0415 - SciPy loads there
+
+        exact = problem.exact()
+        mask = np.ones(problem.n_k, bool) if problem.key_mask is None else to_numpy(problem.key_mask)
+        seen = np.cumsum(mask, axis=-1) if problem.causal else np.sum(mask, axis=-1, keepdims=True)
+        seen = np.broadcast_to(seen, (*seen.shape[:-1], problem.n_q))
+        return uniform_theory(lambda: squared_norm(exact), seen, exact.shape)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """A kernel of one feature."""
@@ -100,6 +111,15 @@ class RandomKeys:
         weights, _ = exponentials(logits_on_sample(problem, sample, visible=visible_in_sample(problem, sample)))
         weights /= problem.xp.sum(weights, axis=-1, keepdims=True)  # a fresh array
         return Product(Dense(weights, nonnegative=True), sample)
+
+    def theory(self, problem: AttentionProblem) -> Theory | None:
+        """Root mean square error in the Frobenius norm, by quadrature; None where a query does not see all keys."""
+        from nla_llm.theory.yardsticks import random_keys_theory  # noqa: PLC0415 - SciPy loads there
+
+        if problem.causal or problem.key_mask is not None:
+            return None
+        exact = problem.exact()
+        return random_keys_theory(lambda: to_numpy(exact.dense()), self.m, exact.shape)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """The draw, sorted; softmax on m keys, hidden ones computed and thrown away; a product with m rows of v."""

@@ -100,6 +100,12 @@ class ZeroUpdate:
         left, right = xp.zeros((*batch, problem.d_out, 1), **kind), xp.zeros((*batch, problem.d_in, 1), **kind)
         return LowRankUpdate(left, right, of=problem.operator, nonnegative=True)
 
+    def theory(self, problem: UpdateProblem) -> Theory:
+        """The norms of the update: nothing of rank zero is nearer than zero."""
+        from nla_llm.theory.yardsticks import eckart_young_theory  # noqa: PLC0415 - SciPy loads there
+
+        return eckart_young_theory(singular_values(problem.operator), 0, tuple(problem.delta.shape))
+
     def cost(self, problem: UpdateProblem) -> costs.Cost:
         """Nothing to prepare; applying it multiplies by a rank of one, though by zeros."""
         return costs.Cost(apply=costs.formulas.LowRankShape(costs.d_out, costs.d_in, 1).apply(1))

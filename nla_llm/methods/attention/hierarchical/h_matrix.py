@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, namespace
+from nla_llm.backend import Array, device_of, namespace, to_numpy
+from nla_llm.methods.attention.floors import block_rank_floor
 from nla_llm.methods.attention.hierarchical.boxes import (
     PROMISES,
     boxes_of,
@@ -39,6 +40,7 @@ from nla_llm.operators.hierarchy import box_places, from_blocks
 if TYPE_CHECKING:
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["HMatrix"]
 
@@ -143,6 +145,25 @@ class HMatrix:
             left *= xp.exp(blocks.scale - take_blocks(scale[..., None], level.rows, level.size)[..., 0])[..., None, :]
             op = Sum(op, BlockLowRank(left, blocks.right, level.rows, level.columns, shape, pivots=blocks.pivots))
         return op, scale
+
+    def theory(self, problem: AttentionProblem) -> Theory | None:
+        """Floor of far blocks of rank m, which the division of the rows leaves as they are; None with several orders.
+
+        Crosses come near it where singular values of the blocks fall fast; no bound of their error with partial pivots
+        is known that is not exponential in m.
+        """
+        boxes = boxes_of(problem.n_q, problem.n_k, 2 * self.m, self._reach, problem.causal)
+        queries, keys = np.arange(problem.n_q), np.arange(problem.n_k)
+        if self.order == "projection":
+            if problem.batch_shape or (problem.key_mask is not None and problem.key_mask.ndim > 1):
+                return None  # every head has an order of its own
+            queries, keys = (to_numpy(order) for order in _projection_order(problem, problem.scale * problem.q))
+        blocks = [
+            (queries[i * level.size : (i + 1) * level.size], keys[j * level.size : (j + 1) * level.size])
+            for level in boxes.levels
+            for i, j in zip(level.rows, level.columns, strict=True)
+        ]
+        return block_rank_floor(problem, blocks, self.m)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Leaves; m crosses of each far block; their products."""

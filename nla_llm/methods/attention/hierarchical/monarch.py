@@ -9,6 +9,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, namespace
+from nla_llm.methods.attention.floors import block_rank_floor
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import MonarchMatrix
 from nla_llm.operators.hierarchy import by_heads_of_blocks, in_rows
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["MonarchAttention"]
 
@@ -99,6 +101,12 @@ class MonarchAttention:
         assert left is not None  # noqa: S101 - for the type checker: there is a step at least
         shape = (*np.broadcast_shapes(problem.batch_shape, right.shape[:-3]), problem.n_q, problem.n_k)
         return MonarchMatrix(by_heads_of_blocks(xp.exp, left), right, shape, nonnegative=True)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of all Monarch matrices: queries of the same place in their blocks have rank one on a block of keys."""
+        _, j, c, i = _sizes(problem.n_q, problem.n_k, self.m)
+        blocks = [(slice(row, None, j), slice(b * i, (b + 1) * i)) for row in range(j) for b in range(c)]
+        return block_rank_floor(problem, blocks, 1, name="no Monarch matrix")
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """In each step two softmaxes and four products of blocks; then the two products of a Monarch matrix."""

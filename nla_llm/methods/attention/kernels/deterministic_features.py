@@ -17,6 +17,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, is_numpy, namespace, parallel, to_numpy
+from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 
@@ -238,6 +239,10 @@ class PolynomialFeatures(MonomialFeatures):
         supports=frozenset({"causal", "key_mask"}),
     )
 
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, C(d+p, p): whatever the method puts into it."""
+        return rank_floor(problem, self.features_of(problem.d))
+
     @property
     def unit(self) -> float:
         """One: x̂ = (1, x)."""
@@ -355,6 +360,10 @@ class CosFormer:
             )
         queries, keys = (Features(_reweighted(x, length)) for x in (problem.q, problem.k))
         return kernel_attention(problem, queries, keys, nonnegative=True)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, 2d: whatever the method puts into it."""
+        return rank_floor(problem, 2 * problem.d)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """One comparison and two products an entry, with tables of cosines and sines; then a kernel of 2d features."""

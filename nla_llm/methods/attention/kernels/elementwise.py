@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, namespace
+from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, register, require
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["EluFeatures", "ReluFeatures"]
 
@@ -46,6 +48,10 @@ class EluFeatures:
         require(self, problem)
         queries, keys = (Features(by_heads(_elu_plus_one, x)) for x in (problem.q, problem.k))
         return kernel_attention(problem, queries, keys, nonnegative=True)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, d: whatever the method puts into it."""
+        return rank_floor(problem, problem.d)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Features by two comparisons, an exponential and an addition an entry; then a kernel of d features."""
@@ -82,6 +88,10 @@ class ReluFeatures:
         require(self, problem)
         queries, keys = (Features(by_heads(_relu, x)) for x in (problem.q, problem.k))
         return kernel_attention(problem, queries, keys, nonnegative=True)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, d: whatever the method puts into it."""
+        return rank_floor(problem, problem.d)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Features by one comparison an entry; then a kernel of d features."""

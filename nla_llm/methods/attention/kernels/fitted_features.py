@@ -14,6 +14,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, from_numpy, namespace, parallel, to_numpy
+from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
     Matrix = NDArray[np.float64]
 
@@ -165,6 +167,10 @@ class FittedFeatures:
         if self.maps is None:
             return self
         return replace(self, maps=FeatureMaps(self.maps.queries[index], self.maps.keys[index]))
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, m: whatever the method puts into it."""
+        return rank_floor(problem, self.m)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Scaled inputs, their maps, sums of the features of the keys; then a kernel of m features."""

@@ -9,11 +9,13 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, generator, is_numpy, namespace
+from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Dense, Operator, Panel, Product, Selection, SoftmaxAttention, Sum, TiledSparse
 
 if TYPE_CHECKING:
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["ClusteredAttention", "ImprovedClusteredAttention", "cluster"]
 
@@ -75,6 +77,10 @@ class ClusteredAttention:
         weights = SoftmaxAttention(centroids, problem.k, scale=problem.scale, key_mask=problem.key_mask)
         return Product(Selection(labels, self.m, like=problem.q), weights)
 
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, m; the bound of its rows needs the clusters, which are not known before they are drawn."""
+        return rank_floor(problem, self.m)
+
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Clusters; then softmax on m rows, which are copied."""
         n_q, _, d, d_v = costs.symbols_of(problem)
@@ -92,6 +98,9 @@ class ImprovedClusteredAttention:
     its mass on them, row i is μ softmax(q_i k_Tᵀ) on T and the row of the centroid elsewhere. Rows sum to one, and the
     operator is exact at k = n_k for every m. Written as S B plus a sparse correction on T whose rows sum to zero.
     Clusters as in :class:`ClusteredAttention`.
+
+    There is no theory object: T depends on clusters that are drawn, the correction is not of low rank, and no bound
+    that holds before the draw is known to us.
 
     Parameters
     ----------

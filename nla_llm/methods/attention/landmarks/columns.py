@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, eps, generator, namespace
+from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import (
     Features,
     half_square_norm,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["CURAttention", "RPCholesky", "random_pivots"]
 
@@ -98,6 +100,10 @@ class RPCholesky:
         inverse = xp.astype(xp.where(fresh, inverse, xp.zeros_like(inverse)), x.dtype, copy=False)
         queries, keys = (pivot_features(tokens, chosen, inverse) for tokens in (x, y))
         return kernel_attention(problem, queries, keys)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, m: whatever the method puts into it."""
+        return rank_floor(problem, self.m)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Tokens, m steps over all of them, the interpolation from the pivots; then a kernel of rank m."""
@@ -329,6 +335,10 @@ class CURAttention:
             clock = ring(clock, leverage(x, mask))
         order = xp.argsort(hidden_last(clock, mask), axis=-1)[..., : self.m]
         return Selection(xp.sort(order, axis=-1), n, like=x)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, m: whatever the method puts into it."""
+        return rank_floor(problem, self.m)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Two samples, C, R and W, the inverse; then a product of rank m."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, generator, namespace
+from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import half_square_norm
 from nla_llm.methods.attention.landmarks.gaussian import (
     gaussian,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["Nystromformer", "Skyformer", "segment_means"]
 
@@ -117,6 +119,10 @@ class Nystromformer:
         core = SoftmaxAttention(queries, keys, scale=scale).dense()
         inverse = pseudo_inverse(core) if self.core == "pinv" else ridge_inverse(core, self.ridge * norm_product(core))
         return core, xp.astype(inverse, dtype, copy=False)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, m: whatever the method puts into it."""
+        return rank_floor(problem, self.m)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Landmarks, the core and its inverse; then two streamed products and one of order m."""
@@ -284,6 +290,10 @@ class Skyformer:
             key_mask=problem.key_mask,
         )  # fmt: skip
         return Product(Diagonal(xp.exp(softmax.log_sum_exp - half_square_norm(x)[..., 0])), softmax)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, m, for the error against softmax attention, at which it does not aim."""
+        return rank_floor(problem, self.m)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """The draw, sorted; three kernel matrices; the inverse; then two products of order nm and one of order m²."""

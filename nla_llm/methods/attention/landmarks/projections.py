@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace, to_numpy
+from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.randomised.near_tokens import exp_of_fresh, squared_norm
 from nla_llm.methods.registry import Properties, one_of, register, require, settle, whole_number
 from nla_llm.operators import Dense, LowRank, Operator, Product
@@ -89,6 +90,10 @@ class Linformer:
         return Product(
             Dense(by_heads(_softmax_of_fresh, logits), nonnegative=True), Dense(projection, nonnegative=means)
         )
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of its rank, m: whatever the method puts into it."""
+        return rank_floor(problem, self.m)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """E, its product with the keys, a softmax over m projected keys; products with both factors."""

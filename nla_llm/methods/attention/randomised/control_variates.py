@@ -11,6 +11,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, generator, matmul_where, namespace
+from nla_llm.methods.attention.floors import block_rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import half_square_norm, half_square_norm_cost
 from nla_llm.methods.attention.randomised.near_tokens import (
     exp_of_fresh,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["Eva"]
 
@@ -144,6 +146,19 @@ class Eva:
             halvings += 1
         return (windows if windows <= self.m else self.m << halvings), halvings
 
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of groups that are weighed as a whole: rank one for the queries outside their window, at any draw."""
+        blocks = []
+        for level in self._parts(problem)[1]:
+            first = level.rows.number // level.children * level.children
+            seen = level.seen(causal=problem.causal)
+            for group in range(level.columns.m):
+                child = group - first
+                whole = (child >= 0) & (child < level.children)
+                whole &= seen[np.arange(len(seen)), np.clip(child, 0, level.children - 1)]
+                blocks.append((np.flatnonzero(whole), np.flatnonzero(level.columns.number == group)))
+        return block_rank_floor(problem, blocks, 1, name="no group as a whole")
+
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Logits inside windows and with groups, their softmax; means, directions and shares level by level."""
         from sympy import Integer, Min, Symbol, ceiling  # noqa: PLC0415 - SymPy loads with the first formula
@@ -199,10 +214,10 @@ class _Level(NamedTuple):
         filled = xp.asarray(filled, device=device_of(x))
         logits = matmul_where(outer.split(x), xp.matrix_transpose(near_y), filled, -xp.inf)
         logits = logits + xp.log(xp.astype(xp.where(count > 0, count, 1), logits.dtype))
-        seen = outer.split(xp.asarray(self._seen(causal=causal), device=device_of(x))) & (count > 0)
+        seen = outer.split(xp.asarray(self.seen(causal=causal), device=device_of(x))) & (count > 0)
         return outer.join(xp.where(seen, logits, _minus_infinity(logits)))
 
-    def _seen(self, *, causal: bool) -> NDArray[np.bool_]:
+    def seen(self, *, causal: bool) -> NDArray[np.bool_]:
         """Which children of their parent queries see, (n_q, children)."""
         own = self.rows.window[self.rows.number][:, None]
         first = self.rows.number[:, None] // self.children * self.children

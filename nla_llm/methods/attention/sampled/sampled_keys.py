@@ -10,6 +10,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, generator, namespace, to_numpy
+from nla_llm.methods.attention.floors import few_columns_floor
 from nla_llm.methods.attention.sampled.samples import (
     draw_with_replacement,
     draw_with_replacement_cost,
@@ -261,6 +262,10 @@ class KDEformer:
         if not bool(xp.all(total > 0)):
             raise ValueError("all values of a head are zero, so they cannot tell which keys matter")
         return columns / xp.sum(columns, axis=-1, keepdims=True) + values / total
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of weights on m keys alone."""
+        return few_columns_floor(problem, self.m)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Rows of the softmax matrix, probabilities, the search for the draws; then attention on a sample of m keys."""

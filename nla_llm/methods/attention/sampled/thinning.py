@@ -11,6 +11,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, generator, is_numpy, namespace, parallel
+from nla_llm.methods.attention.floors import few_columns_floor
 from nla_llm.methods.attention.sampled.samples import (
     values_of_operator,
     weighted_sample_attention,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["Halving", "Thinformer", "halvings"]
 
@@ -144,6 +146,10 @@ class Thinformer:
     def _threshold(self, n: int, step: Halving, plan: tuple[Halving, ...]) -> float:
         """Threshold of the walk in units of the largest squared difference."""
         return 0.5 + log(2 * plan[0].pairs * len(plan) * n / (step.pairs * self.delta))
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of weights on m keys alone."""
+        return few_columns_floor(problem, self.m)
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Scaled tokens, the halvings of the plan (which counts its steps), then attention on a sample of m keys."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace
+from nla_llm.methods.attention.floors import few_entries_floor
 from nla_llm.methods.attention.sparse.tiles import TILE, enough_keys, rescaled, row_groups, tile_softmax, to_tiles
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Panel, RowNormalised, TiledSparse, gather_rows
@@ -17,6 +18,7 @@ from nla_llm.operators import Panel, RowNormalised, TiledSparse, gather_rows
 if TYPE_CHECKING:
     from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
+    from nla_llm.theory import Theory
 
 __all__ = ["Reformer"]
 
@@ -98,6 +100,10 @@ class Reformer:
         """Keys that a query sees in each round, which add up to m."""
         share, rest = divmod(self.m, self.rounds)
         return [share + (i < rest) for i in range(self.rounds) if share + (i < rest)]
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of m keys a query; which keys hash alike is not known before."""
+        return few_entries_floor(problem, np.full(problem.n_q, self.m))
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Hashing of queries and keys, softmax over the pairs of all rounds, and what it takes to merge these.

@@ -18,6 +18,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import generator
+from nla_llm.methods.attention.floors import few_entries_floor
 from nla_llm.methods.attention.sparse.tiles import (
     TILE,
     Support,
@@ -238,6 +239,11 @@ class BigBird(FixedPattern):
     def pairs(self, problem: AttentionProblem) -> Any:
         """m for each query, n for the global ones."""
         return _full_rows(problem, self.globals)
+
+    def theory(self, problem: AttentionProblem) -> Theory:
+        """Floor of m keys a query, the global ones apart; which of them are drawn is not known before."""
+        everything = np.arange(problem.n_q) < global_queries(problem, self.globals)
+        return few_entries_floor(problem, np.where(everything, problem.n_k, self.m))
 
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """The draws, r for each block of 64 queries; then as the other patterns."""

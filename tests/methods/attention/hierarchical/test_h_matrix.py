@@ -8,7 +8,7 @@ import pytest
 import nla_llm as nl
 from nla_llm.methods.attention.hierarchical.boxes import boxes_of
 from nla_llm.operators import BlockLowRank, Sum
-from nla_llm.theory.hierarchical import block_rank_floor
+from nla_llm.theory.floors import block_rank_floor
 
 BOXES = [(37, 37, 4), (64, 64, 8), (100, 100, 3), (29, 83, 5), (83, 29, 5), (1, 50, 2)]
 SHAPES = [(64, 64, 4), (101, 101, 5), (150, 61, 5), (31, 140, 4), (7, 90, 4)]
