@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,13 +75,13 @@ def data(ok: pd.DataFrame) -> pd.DataFrame:
     return part[["input", "method", "directions", "m", *names.values()]]
 
 
-def claims(ok: pd.DataFrame) -> list[Claim]:
+def claims(ok: pd.DataFrame) -> list[partial[Claim]]:
     """What the published figure says, on each normalisation of the inputs at the largest number of features."""
     found = data(ok)
     return [claim for name in INPUTS for claim in _claims(found[found["input"] == name], name)]
 
 
-def _claims(part: pd.DataFrame, name: str) -> list[Claim]:
+def _claims(part: pd.DataFrame, name: str) -> list[partial[Claim]]:
     largest, small = part["m"].max(), INPUTS[name] is not None
 
     def row(method: str, directions: str | None = None) -> pd.Series:
@@ -88,17 +89,19 @@ def _claims(part: pd.DataFrame, name: str) -> list[Claim]:
         size = part["m"].isna() if method == "uniform" else part["m"].eq(largest)
         return part[part["method"].eq(method) & kind & size].iloc[0]
 
-    def less(sentence: str, a: pd.Series, b: pd.Series, expected: Any) -> Claim:
+    def smaller_error(sentence: str, of: tuple[str, ...], than: tuple[str, ...], expected: Any) -> Claim:
+        a, b = row(*of), row(*than)
         low, high = float(a["lower"] / b["upper"]), float(a["upper"] / b["lower"])
         number = f"ratio of the medians {a['median'] / b['median']:.3g}, {low:.3g} to {high:.3g}"
         sentence = f"{sentence} ({name}, m = {largest:.0f})"
         return Claim.decide(sentence, low, high, 1.0, "<", number=number, expected=expected, source=SOURCE)
 
-    positive, orthogonal = (row("positive_features", kind) for kind in ("iid", "orthogonal"))
-    waves = row("trigonometric_features", "iid")
+    positive, orthogonal = (("positive_features", kind) for kind in ("iid", "orthogonal"))
+    waves, mean = ("trigonometric_features", "iid"), ("uniform",)
     usual, doubtful = ("refuted", "confirmed") if small else ("confirmed", "refuted")
-    return [
-        less("Positive features have a smaller output error than trigonometric ones", positive, waves, usual),
-        less("Orthogonal directions lower the output error of positive features", orthogonal, positive, "confirmed"),
-        less("Positive features have a smaller output error than the mean of v", positive, row("uniform"), doubtful),
-    ]
+    asked = (
+        ("Positive features have a smaller output error than trigonometric ones", positive, waves, usual),
+        ("Orthogonal directions lower the output error of positive features", orthogonal, positive, "confirmed"),
+        ("Positive features have a smaller output error than the mean of v", positive, mean, doubtful),
+    )
+    return [partial(smaller_error, *question) for question in asked]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,7 +147,7 @@ def summary(ok: pd.DataFrame, column: str) -> pd.DataFrame:
 def compared(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of one level of cost, and of the methods that have no budget."""
     levels = table["level"].dropna().unique()
-    level = COMPARED if COMPARED in levels else levels[0]
+    level = COMPARED if COMPARED in levels or not len(levels) else levels[0]
     return table[table["level"].eq(level) | table["level"].isna()]
 
 
@@ -291,17 +291,17 @@ def count(better: tuple[Any, Any] | None) -> str:
 # -- claims ------------------------------------------------------------------------------------------------------------
 
 
-def claims(records: pd.DataFrame) -> list[Claim]:
+def claims(records: pd.DataFrame) -> list[partial[Claim]]:
     """What the records say."""
     ok = with_kinds(records)
     table = summary(ok, "relative_frobenius")
     plain = compared(ok[ok["input"].eq("model") & ~ok["causal"].astype(bool)])
     kinds = [kind for kind in KINDS if kind in set(ok["kind"])]
     return [
-        *(ten_per_cent(kind, table) for kind in kinds),
-        head_finding(plain, "elu + 1", "uniform"),
-        head_finding(plain, "positive, orthogonal", "uniform"),
-        head_finding(plain, "positive, orthogonal, recentred", "positive, orthogonal"),
+        *(partial(ten_per_cent, kind, table) for kind in kinds),
+        partial(head_finding, plain, "elu + 1", "uniform"),
+        partial(head_finding, plain, "positive, orthogonal", "uniform"),
+        partial(head_finding, plain, "positive, orthogonal, recentred", "positive, orthogonal"),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -196,11 +196,9 @@ def tables(records: pd.DataFrame) -> list[Table]:
     return [Table("facts", caption, pd.DataFrame(rows))]
 
 
-def claims(records: pd.DataFrame) -> list[Claim]:
+def claims(records: pd.DataFrame) -> list[partial[Claim]]:
     """What the records say."""
-    found = correlations(records).set_index(["label", "fact"])
-    known = heads(records)
-    entropy = rank_correlation(known["entropy"], known["rank_needed"].astype(float), resamples=1000)
+    found = correlations(records)
     asked = (
         (
             "positive, orthogonal",
@@ -210,22 +208,23 @@ def claims(records: pd.DataFrame) -> list[Claim]:
         ("uniform", "entropy", "The error of uniform attention falls with the entropy of the rows"),
         ("optimal rank", "stable_rank", "The error of the best matrix of a rank grows with the stable rank"),
     )
-    claims = [
-        Claim.decide(
-            "Heads with flatter rows need a smaller rank",
-            float(entropy.lower),
-            float(entropy.upper),
-            0.0,
-            "<",
-            number=f"rank correlation {entropy}",
-        )
-    ]
-    for label, fact, sentence in asked:
-        row = found.loc[(label, PREDICTORS[fact])]
-        sense = "<" if "falls" in sentence else ">"
-        number = "rank correlation {value:.2f} [{lower:.2f}, {upper:.2f}]".format(**row)
-        claims.append(Claim.decide(sentence, row["lower"], row["upper"], 0.0, sense, number=number))
-    return claims
+    return [partial(flatter_heads, records), *(partial(foretold, found, *question) for question in asked)]
+
+
+def flatter_heads(records: pd.DataFrame) -> Claim:
+    """The rank that a head needs against the entropy of its rows."""
+    known = heads(records)
+    entropy = rank_correlation(known["entropy"], known["rank_needed"].astype(float), resamples=1000)
+    low, high, number = float(entropy.lower), float(entropy.upper), f"rank correlation {entropy}"
+    return Claim.decide("Heads with flatter rows need a smaller rank", low, high, 0.0, "<", number=number)
+
+
+def foretold(found: pd.DataFrame, label: str, fact: str, sentence: str) -> Claim:
+    """The error of a method against a fact about the head."""
+    row = found.set_index(["label", "fact"]).loc[(label, PREDICTORS[fact])]
+    sense = "<" if "falls" in sentence else ">"
+    number = "rank correlation {value:.2f} [{lower:.2f}, {upper:.2f}]".format(**row)
+    return Claim.decide(sentence, row["lower"], row["upper"], 0.0, sense, number=number)
 
 
 study = Study(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from nla_llm.study.frames import succeeded, valued
 from nla_llm.study.medians import finding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.figure import Figure as Canvas
 
 D, M = 64, 256
@@ -216,26 +219,39 @@ def measured_crossing(timed: pd.DataFrame, name: str) -> str:
 # -- claims ------------------------------------------------------------------------------------------------------------
 
 
-def claims(records: pd.DataFrame) -> list[Claim]:
+def claims(records: pd.DataFrame) -> list[Callable[[], Any]]:
     """What the records say."""
-    counted, timed = (succeeded(records, what=what) for what in ("count", "time"))
+    timed = succeeded(records, what="time")
+    return [
+        partial(counts_equal, succeeded(records, what="count")),
+        closed_forms,
+        partial(growth, timed, "exact", "The time of exact attention"),
+        partial(growth, timed, "elu_features", "The time of elu + 1 attention"),
+    ]
+
+
+def counts_equal(counted: pd.DataFrame) -> Claim:
+    """Formulas against counts."""
     equal = float(counted["equal"].astype(bool).mean())
+    return Claim.decide(
+        "The cost formula of every method equals the count of what its code does, class by class, as whole numbers",
+        equal,
+        equal,
+        1.0,
+        ">=",
+        number=f"{int(counted['equal'].astype(bool).sum())} of {len(counted)} counts equal",
+    )
+
+
+def closed_forms() -> list[Claim]:
+    """From which length on the formulas cross."""
     p = problem(64, causal=False)
     exact = costs.exact_attention(p).subs(d_v="d")
     closed = {
         "elu_features": (costs.d + sympy.Rational(1, 2), "n > d + 1/2"),
         "positive_features": (2 * costs.m + costs.m / (2 * costs.d), "n > 2m + m/(2d)"),
     }
-    found = [
-        Claim.decide(
-            "The cost formula of every method equals the count of what its code does, class by class, as whole numbers",
-            equal,
-            equal,
-            1.0,
-            ">=",
-            number=f"{int(counted['equal'].astype(bool).sum())} of {len(counted)} counts equal",
-        ),
-    ]
+    found = []
     for name, (expected, text) in closed.items():
         star = costs.crossover(exact, formula(name, p).subs(d_v="d"), "n", matmuls=True)
         same = float(sympy.simplify(star - expected) == 0)
@@ -250,10 +266,6 @@ def claims(records: pd.DataFrame) -> list[Claim]:
                 number=f"n* = {star}",
             )
         )
-    found += [
-        growth(timed, "exact", "The time of exact attention"),
-        growth(timed, "elu_features", "The time of elu + 1 attention"),
-    ]
     return found
 
 

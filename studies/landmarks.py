@@ -198,13 +198,13 @@ def with_core(records: pd.DataFrame, core: str, iterations: int | None) -> pd.Da
 # -- claims ------------------------------------------------------------------------------------------------------------
 
 
-def claims(records: pd.DataFrame) -> list[Claim]:
+def claims(records: pd.DataFrame) -> list[partial[list[Claim]]]:
     """What the records say."""
     return [
-        *core_claims(succeeded(records, what="core"), succeeded(records, what="filter")),
-        *condition_claims(succeeded(records, what="errors")),
-        *projection_claims(succeeded(records, what="law"), succeeded(records, what="counter")),
-        *method_claims(succeeded(records, what="errors"), succeeded(records, what="skyformer")),
+        partial(core_claims, succeeded(records, what="core"), succeeded(records, what="filter")),
+        partial(condition_claims, succeeded(records, what="errors")),
+        partial(projection_claims, succeeded(records, what="law"), succeeded(records, what="counter")),
+        partial(method_claims, succeeded(records, what="errors"), succeeded(records, what="skyformer")),
     ]
 
 

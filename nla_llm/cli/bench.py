@@ -145,9 +145,12 @@ def report(
     full = [summary for summary in summaries if summary.counts]
     empty = [summary.study.name for summary in summaries if not summary.counts]
     if not full:  # a report of nothing would take the place of a good one
+        same = len(set(scales)) == 1  # else each headline study has its own, which a plain run takes
+        at = f" --scale {scales[0]}" if same else ""
+        names = " ".join(map(str, chosen)) if named else ""
         raise ValueError(
-            f"the store '{store}' has no results of {', '.join(empty)} at --scale {scale or scales[0]} from the code "
-            f"as it is now; compute them with: nla-llm run {' '.join(map(str, chosen))} --scale {scale or scales[0]}"
+            f"the store '{store}' has no results of {', '.join(empty)}{at and f' at{at}'} from the code as it is now; "
+            f"compute them with: nla-llm run{names and f' {names}'}{at}"
         )
     show_studies(summaries)
     say(*(f"wrote {path}" for path in write_reports(full, reports)))

@@ -21,10 +21,11 @@ _VERDICTS = {"confirmed": "green", "refuted": "red", "open": "yellow"}
 def say(*things: Any) -> None:
     """Print sentences and rich tables to standard output; sentences are left to the terminal to wrap."""
     from rich.console import Console  # noqa: PLC0415 - so that --help stays fast
+    from rich.text import Text  # noqa: PLC0415
 
     console = Console(highlight=False)
     for thing in things:
-        console.print(thing, soft_wrap=isinstance(thing, str), markup=False)
+        console.print(thing, soft_wrap=isinstance(thing, str | Text), markup=False)
 
 
 def tell(sentence: str, style: str = "red") -> None:

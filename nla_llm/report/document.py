@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nla_llm.study.cells import STATUSES
+from nla_llm.study.content import pieces
 from nla_llm.study.frames import succeeded
 
 from . import figures as drawing
@@ -71,13 +72,14 @@ def gather(study: Study, records: pd.DataFrame, *, first_only: bool = False) -> 
 
 
 def _ask(function: Callable[[pd.DataFrame], Any], records: pd.DataFrame, what: str, content: Content) -> list[Any]:
-    try:
-        return list(function(records))
-    except Exception as error:  # a study's own code, met with records that it did not foresee
-        _log.warning("the study could not make its %s", what, exc_info=True)
+    found, failed = pieces(function, records)
+    for name, error in failed:
+        _log.warning("the study could not make its %s", f"{what}, {name}" if name else what, exc_info=error)
         content.missing.add(what)
-        content.troubles.append(f"The {what} are missing: {type(error).__name__}: {error}")
-        return []
+        content.troubles.append(
+            f"{f'Of the {what}, “{name}” is' if name else f'The {what} are'} missing: {type(error).__name__}: {error}"
+        )
+    return found
 
 
 def _check_names(study: str, kind: str, names: list[str]) -> None:

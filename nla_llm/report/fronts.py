@@ -113,11 +113,13 @@ def draw_front(figure: Figure, data: pd.DataFrame) -> None:
     for ax, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
         part = data[data["norm"] == norm]
         _yardsticks(ax, part)
-        uniform = float(part.loc[part["method"] == "uniform", "median"].iloc[0])
+        level = part.loc[part["method"] == "uniform", "median"]
+        uniform = float(level.iloc[0]) if len(level) else math.inf  # without it nothing is known to be worse
         paying = part[~part["method"].isin(_GREYS) & ~part["oracle"].astype(bool) & (part["share"] <= 1)]
         _methods(ax, paying, uniform)
         style.log_axes(ax)
-        ax.set_ylim(top=4 * uniform)
+        if math.isfinite(uniform):
+            ax.set_ylim(top=4 * uniform)
         _names(ax, paying, uniform)
         style.label(ax, "cost, as a share of exact attention", f"relative {norm} error of P", f"{norm} norm")
 

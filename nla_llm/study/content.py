@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pandas import DataFrame
 
@@ -62,3 +62,35 @@ class Table:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+
+
+def pieces(
+    make: Callable[[DataFrame], Sequence[Any]], records: DataFrame
+) -> tuple[list[Any], list[tuple[str, Exception]]]:
+    """What ``make(records)`` lists, entries that are functions called; one that fails costs no other.
+
+    Returns
+    -------
+    tuple of a list and a list of (str, Exception)
+        The pieces, and the functions that failed by name; the name is empty where ``make`` itself did.
+
+    Examples
+    --------
+    >>> pieces(lambda records: [1, lambda: 2, lambda: [3, 4], lambda: records["no such"]], {})
+    ([1, 2, 3, 4], [('<lambda>', KeyError('no such'))])
+    """
+    found: list[Any] = []
+    failed: list[tuple[str, Exception]] = []
+    entries: Sequence[Any] = ()
+    try:
+        entries = list(make(records))
+    except Exception as error:  # a study's own code, met with records that it did not foresee
+        failed.append(("", error))
+    for entry in entries:
+        try:
+            made = entry() if callable(entry) else entry
+        except Exception as error:
+            failed.append((getattr(entry, "func", entry).__name__.replace("_", " "), error))
+        else:
+            found += made if isinstance(made, list) else [made]
+    return found, failed

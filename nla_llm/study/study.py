@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .cells import Cell, Record, Scalar, canonical, complete
 from .versions import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from pandas import DataFrame
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from .content import Figure, Table
 
 Scale = Literal["default", "small", "full"]
+Piece = Callable[[], Any]
 
 
-def _nothing(_: DataFrame) -> list[Claim]:
+def _nothing(_: DataFrame) -> list[Any]:
     return []
 
 
@@ -42,7 +44,9 @@ class Study:
         randomness comes from ``seed``. It raises ``Skip(reason)`` where there is nothing to compute, ``Diverged`` or
         ``FloatingPointError`` where numbers left the finite ones.
     figures, tables, claims : callable
-        From the DataFrame of all records to lists of `Figure`, `Table` and `Claim`.
+        From the DataFrame of all records to lists of `Figure`, `Table` and `Claim`. In place of an entry a list may
+        have a function without arguments that makes it, or a list of such: where that fails, because a method has no
+        records, say, the other entries are there all the same.
     code_version : callable, optional
         ``code_version(cell)``: text that changes when the numbers may change. By default a hash of the sources that
         compute (see ``nla_llm.study.versions``).
@@ -75,9 +79,9 @@ class Study:
     setup: str
     cells: Callable[[str], Sequence[Cell]]
     measure: Callable[[Cell, int], Record | Sequence[Record]]
-    figures: Callable[[DataFrame], Sequence[Figure]] = _nothing  # type: ignore[assignment]
-    tables: Callable[[DataFrame], Sequence[Table]] = _nothing  # type: ignore[assignment]
-    claims: Callable[[DataFrame], Sequence[Claim]] = _nothing
+    figures: Callable[[DataFrame], Sequence[Figure | Piece]] = _nothing
+    tables: Callable[[DataFrame], Sequence[Table | Piece]] = _nothing
+    claims: Callable[[DataFrame], Sequence[Claim | Piece]] = _nothing
     code_version: Callable[[Cell], str] | None = None
     references: Sequence[str] = ()
     headline: Scale | Literal[""] = ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cells import STATUSES, key
 from .claims import Claim
+from .content import pieces
 from .execution import describe
 from .export import to_frame
 from .progress import duration, line
@@ -46,7 +47,7 @@ class StudySummary:
     claims : tuple of Claim
         What the records say to each claim.
     trouble : str
-        Why there are no claims; empty where nothing went wrong.
+        Why there are no claims, or not all; empty where nothing went wrong.
     provenance : tuple of dict
         Provenance of every run that contributed, oldest first.
     """
@@ -167,13 +168,11 @@ def summarise(
 def _judge(study: Study, results: Sequence[Result]) -> tuple[tuple[Claim, ...], str]:
     if not any(result.status == "ok" for result in results):
         return (), ""  # nothing to judge by; the statuses say why
-    try:
-        claims = tuple(study.claims(to_frame(results)))
-        if not all(isinstance(claim, Claim) for claim in claims):
-            raise TypeError("claims(records) must return a list of Claim")  # noqa: TRY301 - told like any other trouble
-    except Exception as error:
-        return (), f"the claims could not be judged: {describe(error)}"
-    return claims, ""
+    claims, failed = pieces(study.claims, to_frame(results))
+    if not all(isinstance(claim, Claim) for claim in claims):
+        return (), "the claims could not be judged: TypeError: claims(records) must return a list of Claim"
+    troubles = [f"{name or 'the claims'} could not be judged: {describe(error)}" for name, error in failed]
+    return tuple(claims), "; ".join(troubles)
 
 
 def _claim_line(claim: Claim) -> str:

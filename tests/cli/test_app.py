@@ -5,11 +5,12 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import nla_llm
-from nla_llm.cli.terminal import sentence
+from nla_llm.cli.terminal import sentence, show_studies
 from nla_llm.study import Store
 
 VERBS = ["list", "run", "report", "attention", "update", "check", "cost", "info"]
@@ -94,6 +95,21 @@ def test_a_report_of_nothing_is_refused_and_the_old_one_left(nla, tmp_path):
     assert "no results of cost_crossover" in told
     assert "nla-llm run cost_crossover --scale default" in told
     assert old.read_text() == "an earlier report"
+
+
+def test_a_report_of_the_headline_studies_says_how_to_run_them(nla, tmp_path):
+    """Their scales differ, so a scale in the advice would be wrong for some."""
+    with Store(tmp_path / "empty.sqlite"):
+        pass
+    assert nla("report", "--store", "empty.sqlite").sentence.endswith("compute them with: nla-llm run")
+    told = nla("report", "--scale", "small", "--store", "empty.sqlite").sentence
+    assert told.endswith("compute them with: nla-llm run --scale small")
+
+
+def test_verdicts_in_a_pipe_are_one_line_each(capsys):
+    line = "  confirmed: " + " ".join(20 * ["a long claim"])
+    show_studies([SimpleNamespace(lines=lambda: [line])])
+    assert capsys.readouterr().out.splitlines() == [line]
 
 
 def test_a_missing_package_is_told_in_a_sentence(nla, monkeypatch):

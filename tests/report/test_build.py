@@ -82,6 +82,16 @@ def test_empty_records_say_so(tmp_path, make_study, read_pdf):
     assert "The claims could not be made" in text
 
 
+def test_a_claim_that_cannot_be_made_costs_no_other(tmp_path, make_study, records, read_pdf):
+    def lost_claim():
+        return _boom(records)
+
+    study = make_study(claims=lambda records: [lost_claim, Claim("The other holds.", "confirmed", "1")])
+    text, _ = read_pdf(build(study, records, None, tmp_path))
+    assert "Of the claims, “lost claim” is missing: KeyError" in text
+    assert "The other holds." in text
+
+
 def test_all_failed_says_why(tmp_path, make_study, records, read_pdf):
     failed = records.assign(status="timeout", reason="no result after 60 s")
     text, _ = read_pdf(build(make_study(), failed, None, tmp_path))

@@ -44,6 +44,13 @@ def test_the_front_names_the_methods_on_it():
     assert ax.get_xscale() == ax.get_yscale() == "log"
 
 
+def test_the_front_is_drawn_where_uniform_attention_failed():
+    data = table()
+    (ax,) = draw(fronts.draw_front, data[(data["kind"] == "clusters") & (data["method"] != "uniform")]).axes
+    assert {text.get_text() for text in ax.texts} == {"middle", "good"}
+    assert "uniform" not in " ".join(line.get_label() for line in ax.lines)
+
+
 def test_correlations_are_grey_where_zero_is_possible():
     rows = [("a", "entropy", 0.9, 0.8, 0.95), ("a", "rank", -0.2, -0.5, 0.1), ("b", "entropy", -0.7, -0.9, -0.2)]
     rows += [("b", "rank", 0.6, 0.3, 0.8)]

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -316,3 +317,15 @@ def test_provenance_tells_how_it_was_run(toy, store_path):
     assert facts["wall_seconds"] > 0
     assert summary.studies[0].provenance == (facts,)
     assert runner.DEFAULT_TIMEOUT == 600
+
+
+def test_a_claim_that_cannot_be_judged_costs_no_other(store_path):
+    def lost(records):
+        return Claim.decide("a claim", *records["absent"], 1)
+
+    kept = Claim("another", "confirmed", "1")
+    study = make(claims=lambda records: [partial(lost, records), kept, lambda: [kept]])
+    summary = run(study, store=store_path, jobs=0, progress=False)
+    assert summary.exit_code == 1
+    assert summary.studies[0].claims == (kept, kept)
+    assert summary.studies[0].trouble.startswith("lost could not be judged: KeyError")
