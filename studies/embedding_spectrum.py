@@ -146,8 +146,8 @@ def draw_loss(fig: Canvas, data: pd.DataFrame) -> None:
         ("zero_update", "uniform", "no embedding: log of the vocabulary"),
         ("none", "optimal_rank", "the model as it is"),
     ):
-        level = data[data["method"] == method].iloc[0]
-        style.yardstick(ax, span, *(level[c] for c in loss), kind=grey, label=text, marker="")
+        for _, level in data[data["method"] == method].head(1).iterrows():
+            style.yardstick(ax, span, *(level[c] for c in loss), kind=grey, label=text, marker="")
     style.label(ax, "rank r of the embedding", "held-out loss, nats per token")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -243,45 +243,56 @@ def tables(records: pd.DataFrame) -> list[Table]:
     ]
 
 
-def claims(records: pd.DataFrame) -> list[Claim]:
+def claims(records: pd.DataFrame) -> list[partial[Claim]]:
     """What the records say."""
     single, whole = single_layers(records), everywhere(records)
     found = correlations(single).set_index("error")
+    return [partial(largest, single, found), partial(output_leads, found), partial(kept, whole)]
+
+
+def largest(single: pd.DataFrame, found: pd.DataFrame) -> Claim:
+    """The error that goes best with the loss."""
     best = found["correlation"].idxmax()
     ahead = least_lead(single, next(name for name, words in PREDICTORS.items() if words == best))
+    return Claim.decide(
+        f"Of the four errors, the {best} has the largest rank correlation with the loss",
+        float(ahead.lower),
+        float(ahead.upper),
+        0.0,
+        ">",
+        number="{correlation:.3g} [{correlation_lower:.3g}, {correlation_upper:.3g}]".format(**found.loc[best])
+        + f", lead over the others at least {float(ahead.value):.3g} "
+        f"[{float(ahead.lower):.3g}, {float(ahead.upper):.3g}]",
+    )
+
+
+def output_leads(found: pd.DataFrame) -> Claim:
+    """The error of the output against that of the matrix."""
     lead = found.loc[PREDICTORS["output"]]
+    return Claim.decide(
+        "The error of the output predicts the loss better than the Frobenius error of the matrix",
+        float(lead["lead_lower"]),
+        float(lead["lead_upper"]),
+        0.0,
+        ">",
+        number="lead {lead:.3g} [{lead_lower:.3g}, {lead_upper:.3g}]".format(**lead),
+    )
+
+
+def kept(whole: pd.DataFrame) -> Claim:
+    """The best method in all layers against doing nothing."""
     uniform = whole[whole["label"] == "uniform"].iloc[0]
     learned = whole[~whole["method"].isin(["uniform", "random_keys"])].iloc[-1]
-    return [
-        Claim.decide(
-            f"Of the four errors, the {best} has the largest rank correlation with the loss",
-            float(ahead.lower),
-            float(ahead.upper),
-            0.0,
-            ">",
-            number="{correlation:.3g} [{correlation_lower:.3g}, {correlation_upper:.3g}]".format(**found.loc[best])
-            + f", lead over the others at least {float(ahead.value):.3g} "
-            f"[{float(ahead.lower):.3g}, {float(ahead.upper):.3g}]",
-        ),
-        Claim.decide(
-            "The error of the output predicts the loss better than the Frobenius error of the matrix",
-            float(lead["lead_lower"]),
-            float(lead["lead_upper"]),
-            0.0,
-            ">",
-            number="lead {lead:.3g} [{lead_lower:.3g}, {lead_upper:.3g}]".format(**lead),
-        ),
-        Claim.decide(
-            "Some method that replaces the attention of all layers without retraining keeps the loss below that of "
-            "uniform attention",
-            float(learned["loss_lower"] - uniform["loss_upper"]),
-            float(learned["loss_upper"] - uniform["loss_lower"]),
-            0.0,
-            "<",
-            number=f"{learned['name']}: {learned['loss']:.3g} nats, uniform {uniform['loss']:.3g}, "
-            f"the model {whole['plain'].iloc[0]:.3g}",
-        ),
-    ]
+    return Claim.decide(
+        "Some method that replaces the attention of all layers without retraining keeps the loss below that of "
+        "uniform attention",
+        float(learned["loss_lower"] - uniform["loss_upper"]),
+        float(learned["loss_upper"] - uniform["loss_lower"]),
+        0.0,
+        "<",
+        number=f"{learned['name']}: {learned['loss']:.3g} nats, uniform {uniform['loss']:.3g}, "
+        f"the model {whole['plain'].iloc[0]:.3g}",
+    )
 
 
 study = Study(
