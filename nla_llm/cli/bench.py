@@ -44,17 +44,17 @@ def list_() -> None:
     from nla_llm.methods.registry import registered  # noqa: PLC0415
     from nla_llm.study import catalogue  # noqa: PLC0415
 
-    look: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False, "padding": (0, 1, 0, 0)}
-    names = Column("method", no_wrap=True)
-    options = Column("options", min_width=14)
-    table = Table(names, options, "target", "causal", "masks", Column("theory", no_wrap=True), title="methods", **look)
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False, "padding": 0}
+    names, options = Column("method", no_wrap=True), Column("options", overflow="fold")
+    masks, theory = Column("masks", max_width=7), Column("theory", max_width=8)  # whole words at a width of 80
+    table = Table(names, options, "target", "causal", masks, theory, title="methods", **look)
     for name in methods():
         cls = registered(name)
         p = properties_of(cls)
         chosen = ", ".join(f.name for f in fields(cls) if not f.name.startswith("_")) if is_dataclass(cls) else ""
         target = f"{p.target} (yardstick)" if p.yardstick else p.target
-        masks = ", ".join(s for s in ("key_mask", "window", "bias") if s in p.supports).replace("_", " ")
-        table.add_row(name, chosen, target, "yes" if "causal" in p.supports else "", masks, _theory_status(cls))
+        shown = ", ".join(s.removesuffix("_mask") for s in ("key_mask", "window", "bias") if s in p.supports)
+        table.add_row(name, chosen, target, "yes" if "causal" in p.supports else "", shown, _theory_status(cls))
     studies = Table(Column("study", no_wrap=True), "question", "headline", title="studies", **look)
     headline = catalogue.headline()
     for name in catalogue.names():

@@ -38,9 +38,16 @@ def test_version(nla):
 def test_list_names_methods_and_studies(nla):
     out = nla("list").out
     assert "optimal_rank" in out
-    assert re.search(r"positive_features +m, directions", out)
+    assert re.search(r"positive_features +m,", out)
     assert "properties" not in out
     assert "attention_error" in out
+
+
+def test_list_fits_a_terminal_of_80_letters(nla, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = nla("list").out
+    assert "…" not in out
+    assert re.search(r"optimal_rank +m +softmax +yes +key, +closed", out)
 
 
 def test_info_tells_of_blas(nla):
