@@ -236,7 +236,8 @@ study = Study(
         "All heads of the embedded language model on held-out text, without their causal mask so that every method "
         "can take part. Every method of the atlas runs at one budget; the facts about a head are correlated, over "
         "heads, with its error. The condition bound of q is the largest relative change of the output for a relative "
-        "change of the queries, by the Lipschitz constant ½ of softmax."
+        "change of the queries, by the Lipschitz constant ½ of softmax. All intervals are over the heads of this one "
+        "model, which share its training and its text: they say nothing of other models."
     ),
     cells=cells,
     measure=measure,

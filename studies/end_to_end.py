@@ -29,6 +29,7 @@ PREDICTORS = {
     "output": "relative Frobenius error of P v",
 }
 RESAMPLES = 2000
+COMPARISONS = 150  # methods and budgets held against uniform attention, at most: Bonferroni for the best of them
 
 
 def cells(scale: str) -> list[dict[str, Any]]:
@@ -60,6 +61,9 @@ def measure(cell: dict[str, Any], seed: int) -> dict[str, Any]:
         "loss": Estimate.from_samples(losses),
         "increase": Estimate.from_samples(losses - plain),
     }
+    if cell["layer"] is None:
+        uniform = np.array([uniform_loss(cell["n"], i) for i in range(cell["pieces"])])
+        found["over_uniform"] = Estimate.from_samples(losses - uniform, confidence=1 - 0.05 / COMPARISONS)
     if cell["layer"] is not None:
         found |= errors(problems(cell["n"])[cell["layer"]], method, seed)
     return found
@@ -69,6 +73,15 @@ def measure(cell: dict[str, Any], seed: int) -> dict[str, Any]:
 def plain_loss(n: int, piece: int) -> float:
     """Loss of the model as it is."""
     return float(embedded.embedded_model().loss(embedded.heldout_tokens(n, piece)))
+
+
+@cache
+def uniform_loss(n: int, piece: int) -> float:
+    """Loss with uniform attention in all layers: what other methods are held against, piece by piece."""
+    model, tokens = embedded.embedded_model(), embedded.heldout_tokens(n, piece)
+    return float(
+        model.loss(tokens, attention=dict.fromkeys(range(model.config.num_hidden_layers), nl.method("uniform")))
+    )
 
 
 @cache
@@ -282,16 +295,18 @@ def output_leads(found: pd.DataFrame) -> Claim:
 def kept(whole: pd.DataFrame) -> Claim:
     """The best method in all layers against doing nothing."""
     uniform = whole[whole["label"] == "uniform"].iloc[0]
-    learned = whole[~whole["method"].isin(["uniform", "random_keys"])].iloc[-1]
+    others = whole[~whole["method"].isin(["uniform", "random_keys"])]
+    best = others.loc[others["over_uniform"].idxmin()]
     return Claim.decide(
         "Some method that replaces the attention of all layers without retraining keeps the loss below that of "
         "uniform attention",
-        float(learned["loss_lower"] - uniform["loss_upper"]),
-        float(learned["loss_upper"] - uniform["loss_lower"]),
+        float(best["over_uniform_lower"]),
+        float(best["over_uniform_upper"]),
         0.0,
         "<",
-        number=f"{learned['name']}: {learned['loss']:.3g} nats, uniform {uniform['loss']:.3g}, "
-        f"the model {whole['plain'].iloc[0]:.3g}",
+        number=f"{best['name']}: {best['loss']:.3g} nats, uniform {uniform['loss']:.3g}, the model "
+        f"{whole['plain'].iloc[0]:.3g}; difference on the same pieces of text {best['over_uniform']:.3g} "
+        f"[{best['over_uniform_lower']:.3g}, {best['over_uniform_upper']:.3g}], Bonferroni for {COMPARISONS} methods",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["first_to_reach", "pareto_front"]
+__all__ = ["first_to_reach", "pareto_front", "shares_of_firsts"]
 
 
 def pareto_front(cost: ArrayLike, error: ArrayLike) -> NDArray[np.bool_]:
@@ -43,3 +44,50 @@ def first_to_reach(
     """
     there = table[table[column] <= error].sort_values(cost, kind="stable")
     return None if there.empty else there.iloc[0]
+
+
+def shares_of_firsts(
+    records: pd.DataFrame, error: float, *, column: str, cost: str = "share", resamples: int = 1000, rng: int = 0
+) -> dict[str, float]:
+    """How sure it is who reaches an error first: in which share of bootstrap samples of the heads each label does.
+
+    Heads are drawn with replacement, the same ones for all methods, and whoever is the cheapest with a median over them
+    of at most ``error`` is the first of that sample, at whatever level of cost. With few heads the shares are coarse.
+
+    Parameters
+    ----------
+    records
+        A row for each label, level and head, with columns ``label``, ``level``, ``layer``, ``head``, the error and the
+        cost.
+    error
+        To be reached.
+    column, cost
+        Columns of the error and of the cost.
+
+    Returns
+    -------
+    Share of each label that is ever the first, the largest first; of none under "none".
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = [("a", 0.5, h, 0.05) for h in range(9)] + [("b", 0.25, h, 0.01 + 0.02 * h) for h in range(9)]
+    >>> records = pd.DataFrame(rows, columns=["label", "share", "head", "error"]).assign(layer=0, level=1.0)
+    >>> shares = shares_of_firsts(records, 0.1, column="error")
+    >>> list(shares), 0.6 < shares["b"] < 0.8
+    (['b', 'a'], True)
+    """
+    heads = records.assign(layer=records["layer"].fillna(-1), level=records["level"].fillna(-1))
+    table = heads.pivot_table(index=["label", "level"], columns=["layer", "head"], values=column, aggfunc="median")
+    if table.empty:
+        return {"none": 1.0}
+    spent = heads.groupby(["label", "level"])[cost].median().loc[table.index]
+    order = np.argsort(spent.to_numpy(), kind="stable")
+    values, labels = table.to_numpy(dtype=float)[order], table.index.get_level_values("label")[order]
+    drawn = np.random.default_rng(rng).integers(values.shape[1], size=(resamples, values.shape[1]))
+    count: Counter[str] = Counter()
+    for heads_drawn in drawn:
+        sample = np.where(np.isnan(values[:, heads_drawn]), np.inf, values[:, heads_drawn])  # a failure reaches nothing
+        there = np.flatnonzero(np.median(sample, axis=1) <= error)
+        count[str(labels[there[0]]) if there.size else "none"] += 1
+    return {label: times / resamples for label, times in count.most_common()}

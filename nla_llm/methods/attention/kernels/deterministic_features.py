@@ -159,7 +159,7 @@ class MonomialFeatures(ABC):
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator diag(Â 1)⁻¹ Â with the polynomial Â_ij of the logits."""
         require(self, problem)
-        self._require_room(problem)
+        require_room(problem, self.features_of(problem.d), f"degree={self.degree} makes C(d+p, p)", "a lower degree")
         root = sqrt(abs(problem.scale) / self.unit)
         table = packing(problem.d + 1, self.degree)
         weights = np.sqrt(table.multinomial * self.ratios(self.degree - table.leading))
@@ -176,16 +176,6 @@ class MonomialFeatures(ABC):
         amplitude = _weighted_monomials(unit_vector, self.degree, weights)
         return Features(amplitude=amplitude, row=-float(self.degree) * xp.log(shrink))
 
-    def _require_room(self, problem: AttentionProblem) -> None:
-        tokens = prod(problem.q.shape[:-1]) + prod(problem.k.shape[:-1])
-        features = self.features_of(problem.d)
-        if tokens * features > MOST_ENTRIES:
-            raise ValueError(
-                f"degree={self.degree} makes C(d+p, p) = {features} features of dimension d={problem.d}; for the "
-                f"{tokens} queries and keys of all heads these are more than the {MOST_ENTRIES} numbers that are taken "
-                "to fit into memory; pass a lower degree, or fewer tokens or heads at a time"
-            )
-
     def cost(self, problem: AttentionProblem) -> costs.Cost:
         """Scaled inputs, their norms, monomials of each degree and weights; a kernel of C(d+p, p) features."""
         n_q, n_k, d, _ = costs.symbols_of(problem)
@@ -195,6 +185,17 @@ class MonomialFeatures(ABC):
         packed = costs.Operations(mul=_binomial(d, p + 1, p) - d - 2)  # Σ C(d+k, k) over the degrees from 2 to p
         prepare = (n_q + n_k) * (inputs + packed + costs.Operations(mul=features))
         return costs.Cost(prepare=prepare) + kernel_attention_cost(problem, features, amplitude=True, row=True)
+
+
+def require_room(problem: AttentionProblem, features: int, what: str, instead: str) -> None:
+    """Refuse factors that would not fit into memory, with what makes so many features and what to pass instead."""
+    tokens = prod(problem.q.shape[:-1]) + prod(problem.k.shape[:-1])
+    if tokens * features > MOST_ENTRIES:
+        raise ValueError(
+            f"{what} = {features} features of dimension d={problem.d}; for the {tokens} queries and keys of all heads "
+            f"these are more than the {MOST_ENTRIES} numbers that are taken to fit into memory; pass {instead}, or "
+            "fewer tokens or heads at a time"
+        )
 
 
 def _binomial(d: Any, more: int, p: int) -> Any:

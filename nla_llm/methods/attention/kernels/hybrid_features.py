@@ -44,8 +44,9 @@ class HybridFeatures(RandomFeatures):
     with Gaussian ones. Entries and row sums may be negative. Where the weight leaves only positive features to a row
     and these underflow beside its trigonometric ones (logits beyond a few hundred), the row is refused.
 
-    Choromanski et al. 2022, arXiv 2110.04367: the hybrid of two base estimators with shared directions; its angular
-    weight is that of the paper, whose base estimators include complex and hyperbolic ones that are not used here.
+    Choromanski et al. 2022, arXiv 2110.04367, as we read it: the hybrid of two base estimators with shared directions;
+    its angular weight is that of the paper, whose base estimators include complex and hyperbolic ones that are not used
+    here. The form of the Gaussian weight with ``width`` and r directions is our reading too.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace
-from nla_llm.methods.attention.kernels.deterministic_features import monomials, packing
+from nla_llm.methods.attention.kernels.deterministic_features import monomials, packing, require_room
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.attention.kernels.products import (
     KINDS,
@@ -279,7 +279,8 @@ class PolySketch(PolynomialSketch):
     Parameters
     ----------
     m
-        Size of the sketch S, r in the paper; there are m(m + 1)/2 features.
+        Size of the sketch S, r in the paper; there are m(m + 1)/2 features, held for all tokens. What would not fit
+        into memory is refused: 65 536 tokens at m = 256 are 17 GB in float32, at m = 64 a GB.
     degree
         Degree p of the kernel: 4, 8, 16, …
 
@@ -304,6 +305,12 @@ class PolySketch(PolynomialSketch):
     def log_factor(self) -> float:
         """The projections carry it."""
         return 0.0
+
+    def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
+        """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); the same draw serves all heads."""
+        require(self, problem)
+        require_room(problem, self.m * (self.m + 1) // 2, f"m={self.m} makes m(m + 1)/2", "a smaller m")
+        return super().__call__(problem, rng)
 
     def draw(self, d: int, rng: np.random.Generator, *, like: Array) -> list[Array]:
         """Projections of all nodes, level by level, two for each node."""

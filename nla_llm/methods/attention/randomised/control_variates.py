@@ -45,7 +45,9 @@ class Eva:
 
     The groups are m segments. Where a window is shorter than a segment, its own segment cannot be a group as a whole:
     it is halved h times, h = ⌈lg(n/(w m))⌉, until the halves are no longer than a window, and the halves without the
-    window are groups too. So no key is left out and none is counted twice, with m − 1 + h groups for each query.
+    window are groups too. So no key is left out and none is counted twice, with m − 1 + h groups for each query. The
+    halving is our own: the paper says that the keys outside the window are parted into groups, not how a group that
+    the window cuts into is to be treated. The rest is the paper as we read it.
 
     Biased: the weight by Jensen's inequality, of second order in the spread of the keys of a group, the division of
     first order, as ω_c ought to lie near x_i + ȳ_c. With m = n_k it is softmax attention itself. The draw

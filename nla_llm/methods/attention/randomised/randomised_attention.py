@@ -194,10 +194,10 @@ def _gather(y: Array, index: Array) -> Array:
 class Lara:
     """Linear randomised attention: Â_ij = Σ_s α_is N(ω_s; 0, I)/N(ω_s; μ_s, I) ξ(x_i, ω_s) ξ(y_j, ω_s).
 
-    Here ξ(x, ω) = e^(ω·x − |x|²/2), x = √scale q and y = √scale k. Zheng, Wang and Kong 2022, arXiv 2204.04667:
-    one ω_s ~ N(μ_s, I) for each proposal, whose mean μ_s is the sum of the means of a segment of consecutive
-    queries and of the segment of keys of the same number. The weights α sum to one over the proposals at every ω, so
-    that the kernel is unbiased before normalisation:
+    Here ξ(x, ω) = e^(ω·x − |x|²/2), x = √scale q and y = √scale k. Zheng, Wang and Kong 2022, arXiv 2204.04667, as we
+    read it; ``proposals`` fewer than m are our own. One ω_s ~ N(μ_s, I) for each proposal, whose mean μ_s is the sum of
+    the means of a segment of consecutive queries and of the segment of keys of the same number. The weights α sum to
+    one over the proposals at every ω, so that the kernel is unbiased before normalisation:
 
     - ``weighting="balance"``: α_s(ω) = N(ω; μ_s, I)/Σ_s' N(ω; μ_s', I), the same for all queries (balance heuristic,
       Veach and Guibas 1995). The relative variance of an entry is at most (H − 1)/m, H the harmonic mean of

@@ -189,7 +189,8 @@ class SampledKeys:
 class KDEformer:
     """Importance sampling of keys by estimated column norms of the softmax matrix and exact norms of the values.
 
-    Zandieh, Han, Daliri and Karbasi 2023, arXiv 2302.02451. What is implemented: p_j = ½ (β_j/Σβ + |v_j|²/‖V‖_F²),
+    Zandieh, Han, Daliri and Karbasi 2023, arXiv 2302.02451, as we read it, without its fast density estimate; it is not
+    a rerun of their program. What is implemented: p_j = ½ (β_j/Σβ + |v_j|²/‖V‖_F²),
     where β_j estimates the squared column norm |P_:j|² of P = softmax(logits). Its guarantee needs p to dominate both
     terms up to a constant, which equal parts do without spectral norms. The kernel density estimate β is the plain one,
     from ``queries`` rows of P at queries drawn uniformly with replacement, β_j = Σ_r P_rj² (a common factor cancels);

@@ -229,3 +229,9 @@ def test_bad_arguments(name, options, sentence):
 def test_windows_are_refused():
     with pytest.raises(ValueError, match="no form with window"):
         nl.method("tensor_sketch", m=3)(nl.AttentionProblem(draw(0, 5, 2), draw(1, 5, 2), window=2), rng=0)
+
+
+def test_more_features_than_memory_are_refused():
+    q = np.ones((128, 2))
+    with pytest.raises(ValueError, match=r"m=4096 makes m\(m \+ 1\)/2 = 8390656 features .* pass a smaller m"):
+        nl.method("poly_sketch", m=4096)(nl.AttentionProblem(q, q), rng=0)
