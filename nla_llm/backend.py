@@ -27,6 +27,7 @@ Array = Any  # an array of any library that speaks the array API; the standard h
 __all__ = [
     "Array",
     "by_heads",
+    "decomposable",
     "device_of",
     "eps",
     "from_numpy",
@@ -35,10 +36,13 @@ __all__ = [
     "is_array",
     "is_numpy",
     "is_real_floating",
+    "largest",
     "matmul",
     "matmul_where",
     "namespace",
+    "number",
     "parallel",
+    "single_or_wider",
     "thread_count",
     "to_numpy",
 ]
@@ -115,17 +119,56 @@ def eps(x: Array) -> float:
     >>> eps(np.zeros(1, dtype=np.float32)) == 2.0**-23
     True
     """
+    return float(_limits(x).eps)
+
+
+def largest(x: Array) -> float:
+    """Largest finite number of the dtype of ``x``, that of float64 where it is larger still.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> largest(np.zeros(1, dtype=np.float16))
+    65504.0
+    """
+    return float(min(_limits(x).max, np.finfo(np.float64).max))
+
+
+def _limits(x: Array) -> Any:
     if isinstance(x.dtype, np.dtype):
-        return _numpy_eps(x.dtype)
+        return _numpy_limits(x.dtype)
     xp = x.xp if hasattr(x, "xp") else namespace(x)
-    return float(xp.finfo(x.dtype).eps)
+    return xp.finfo(x.dtype)
+
+
+def decomposable(x: Array) -> Array:
+    """``x`` in a precision that has factorisations: float32 instead of a narrower one, float64 instead of a wider one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [str(decomposable(np.ones(1, dtype=t)).dtype) for t in (np.float16, np.float32, np.longdouble)]
+    ['float32', 'float32', 'float64']
+    """
+    x = single_or_wider(x)
+    return namespace(x).astype(x, namespace(x).float64) if _limits(x).bits > 64 else x
+
+
+def single_or_wider(x: Array) -> Array:
+    """``x`` in float32 where its own precision is narrower."""
+    return namespace(x).astype(x, namespace(x).float32) if _limits(x).bits < 32 else x
+
+
+def number(x: Array) -> float:
+    """The one entry of ``x`` as a Python number, also where its library follows gradients through it."""
+    return float(x.detach() if hasattr(x, "detach") else x)
 
 
 @cache  # a millisecond otherwise
-def _numpy_eps(dtype: np.dtype[Any]) -> float:
+def _numpy_limits(dtype: np.dtype[Any]) -> Any:
     from ml_dtypes import finfo  # noqa: PLC0415 - knows bfloat16 and its like, which NumPy's does not
 
-    return float(finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    return finfo(dtype)  # type: ignore[no-untyped-call]
 
 
 def generator(rng: int | np.random.Generator | None) -> np.random.Generator:

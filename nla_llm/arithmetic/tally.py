@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, SupportsInt
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CLASSES", "Tally", "record", "tally"]
+__all__ = ["CLASSES", "Tally", "record", "tally", "untallied"]
 
 CLASSES = ("madd", "add", "mul", "div", "exp", "sqrt", "compare", "draw")
 
@@ -68,6 +68,27 @@ def tally() -> Iterator[Tally]:
         if outer is not None:
             for kind, number in asdict(inner).items():
                 outer.record(kind, number)
+
+
+@contextmanager
+def untallied() -> Iterator[None]:
+    """Let what is done on counted arrays inside the block go uncounted: checks of the input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nla_llm.arithmetic import counted
+    >>> x = counted(np.ones(3))
+    >>> with tally() as t, untallied():
+    ...     y = x + x
+    >>> t.add
+    0
+    """
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def record(kind: str, number: SupportsInt) -> None:

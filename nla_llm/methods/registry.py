@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, ismodule, signature
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+
+from nla_llm.arithmetic import untallied
+from nla_llm.backend import largest, namespace, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -69,7 +72,7 @@ _registry: dict[str, type] = {}
 
 
 class Unsupported(ValueError):  # noqa: N818 - a refusal with a reason, not a malfunction
-    """A method has no form for what the problem asks (causality, a window, a mask, a bias)."""
+    """A method has no form for what the problem asks (causality, a window, a mask, a bias; numbers of that size)."""
 
 
 @runtime_checkable
@@ -234,13 +237,16 @@ def properties_of(m: Any) -> Properties:
     return getattr(m, "properties", None) or Properties(row_stochastic=False, permutation_equivariant=False)
 
 
-def require(m: Any, problem: Any) -> None:
-    """Refuse a problem whose structure the method has no form for.
+def require(m: Any, problem: Any, *, any_size: bool = False) -> None:
+    """Refuse a problem whose structure the method has no form for, or whose squares overflow its precision.
+
+    Logits are inner products of queries and keys, and most methods take norms of both. Where those leave the range of
+    the dtype, so do weights; ``any_size`` says that the method takes none, or in another precision.
 
     Raises
     ------
     Unsupported
-        Naming what is missing and what the method does support.
+        Naming what is missing and what the method does support; or the sizes, and what to pass instead.
     TypeError
         If the problem is of the wrong kind.
     """
@@ -256,6 +262,37 @@ def require(m: Any, problem: Any) -> None:
         raise Unsupported(
             f"{name} has no form with {' and '.join(missing)}{why}; of these structures it supports {have}"
         )
+    if properties.problem == "attention" and not any_size:
+        with untallied():  # a check of the input is no work of the method
+            _fitting(name, problem)
+
+
+_HEADROOM = 16.0  # |x + y|², for keys that are shifted by means too, against the larger of |x|² and |y|²
+
+
+def _fitting(name: str, problem: Any) -> None:
+    """Refuse queries and keys whose squared norms, scaled or not, are out of range of their dtype."""
+    xp, factor = problem.xp, _HEADROOM * max(1.0, abs(problem.scale))
+    entries = [number(xp.max(xp.abs(a))) for a in (problem.q, problem.k)]
+    if factor * problem.d * max(entries) * max(entries) <= largest(problem.q):  # no norm is larger
+        return
+    norms = [_largest_norm(a, size) for a, size in zip((problem.q, problem.k), entries, strict=True)]
+    needed = factor * max(norms) * max(norms)
+    if needed <= largest(problem.q):
+        return
+    wider = [t for t in ("float32", "float64") if needed <= largest(xp.zeros(0, dtype=getattr(xp, t)))]
+    advice = f"pass problem.astype(xp.{wider[0]}), or scale q or k down" if wider else "scale q or k down"
+    raise Unsupported(
+        f"{name} squares numbers of the size of q and k, whose norms are up to {norms[0]:.3g} and {norms[1]:.3g} with "
+        f"scale={problem.scale:.3g}, and {problem.q.dtype} ends at {largest(problem.q):.3g}; {advice}"
+    )
+
+
+def _largest_norm(a: Any, size: float) -> float:
+    """max |a_i| of the rows, whose largest entry is ``size``."""
+    xp = namespace(a)
+    unit = xp.astype(a, xp.float64) / (size or 1.0)
+    return size * sqrt(number(xp.max(xp.sum(unit * unit, axis=-1))))
 
 
 def settle(m: Any) -> None:

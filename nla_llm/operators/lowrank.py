@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from nla_llm.backend import Array, by_heads, device_of, is_numpy, matmul, matmul_where, namespace
+from nla_llm.backend import Array, by_heads, device_of, eps, is_numpy, matmul, matmul_where, namespace
 from nla_llm.operators._chunked import chunked_product, chunked_row_sums
 from nla_llm.operators.base import Operator
 
@@ -54,7 +54,9 @@ class LowRank(Operator):
         return by_heads(_through, self.right, self.left, y)
 
     def rows(self, start: int, stop: int) -> Array:
-        return self.left[..., start:stop, :] @ self.xp.matrix_transpose(self.right)
+        left = self.left[..., start:stop, :]
+        entries = left @ self.xp.matrix_transpose(self.right)
+        return _without_negative_noise(entries, left, self.right) if self.nonnegative else entries
 
     def row_sums(self) -> Array:
         total = self.xp.sum(self.right, axis=-2)
@@ -136,6 +138,11 @@ class CausalLowRank(Operator):
             state = update if self.decay is None else self.decay[..., c, :, None] * update
             out.append(x)
         return xp.concat(out[::-1], axis=-2)
+
+    def rows(self, start: int, stop: int) -> Array:
+        entries = super().rows(start, stop)
+        left = self.left[..., start:stop, :]
+        return _without_negative_noise(entries, left, self.right) if self.nonnegative else entries
 
     def row_sums(self) -> Array:
         if is_numpy(self.left, self.right):
@@ -230,7 +237,8 @@ class RowNormalised(Operator):
         super().__init__(op.shape, op.like)
         self.op = op
         self.row_scale_log = row_scale_log
-        self.sums = op.row_sums()
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+            self.sums = op.row_sums()
         self.nonnegative = op.nonnegative
         self._exponentials = exponentials
         self._zeros = zeros
@@ -241,7 +249,8 @@ class RowNormalised(Operator):
             share = float(xp.mean(xp.astype(bad, self.dtype)))
             raise ZeroRowSumError(
                 f"{share:.2%} of the rows have a sum that is zero or not finite, so they cannot be normalised: "
-                "no key shares a feature with these queries, or the features overflowed"
+                "no key shares a feature with these queries, or the features overflowed; "
+                f"pass another rng, a larger m, or a wider dtype than {self.dtype}"
             )
 
     @property
@@ -326,6 +335,19 @@ def _zeros_of_rows(a: Array) -> Array:
     """Share of zeros in each row of a matrix."""
     xp = namespace(a)
     return xp.mean(xp.astype(a == 0, xp.float64), axis=-1)
+
+
+def _without_negative_noise(entries: Array, left: Array, right: Array) -> Array:
+    """Zero where a product left rightᵀ that is nowhere negative has come out below zero by the rounding of its sums.
+
+    Factors that take both signs do that; what is further below zero than sums of their length can round stays.
+    """
+    xp = namespace(entries)
+    if not bool(xp.any(entries < 0)):
+        return entries
+    most = xp.matrix_transpose(xp.sum(xp.abs(right), axis=-1, keepdims=True))
+    noise = left.shape[-1] * eps(left) * xp.max(xp.abs(left), axis=-1, keepdims=True) * most
+    return xp.where((entries < 0) & (entries >= -noise), xp.zeros_like(entries), entries)
 
 
 def _through(near: Array, far: Array, x: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from nla_llm.backend import Array, is_array, namespace
+from nla_llm.backend import Array, is_array, namespace, number
 from nla_llm.operators import SoftmaxAttention
 from nla_llm.problems._checks import check_floating, check_matrix, check_one_library
 
@@ -246,7 +246,7 @@ class AttentionProblem:
     def _check_size_of_logits(self) -> float:
         """Finite entries are not enough: the logits must be finite in float64; a bound of their size."""
         xp = self.xp
-        largest = [float(xp.max(xp.abs(a))) for a in (self.q, self.k)]
+        largest = [number(xp.max(xp.abs(a))) for a in (self.q, self.k)]
         if not isfinite(self.scale * self.d * largest[0] * largest[1]):
             raise ValueError(
                 f"logits up to scale * d * max|q| * max|k| = {self.scale:.3g} * {self.d} * {largest[0]:.3g} * "
@@ -269,7 +269,7 @@ class AttentionProblem:
                 raise ValueError(
                     "bias has entries that are NaN or +inf; only finite entries and -inf (hidden) make sense"
                 )
-            largest = float(xp.max(self.bias))
+            largest = number(xp.max(self.bias))
             if not isfinite(largest_logit + max(largest, 0.0)):
                 raise ValueError(
                     f"bias up to {largest:.3g} on logits up to {largest_logit:.3g} overflows float64, so their softmax "

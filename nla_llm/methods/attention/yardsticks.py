@@ -53,7 +53,7 @@ class Uniform:
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of rank one, its lower triangle where the problem is causal."""
-        require(self, problem)
+        require(self, problem, any_size=True)
         queries, keys = Features(_column_of_ones(problem.q)), Features(_column_of_ones(problem.k))
         return kernel_attention(problem, queries, keys, nonnegative=True)
 
@@ -163,7 +163,7 @@ class OptimalRank:
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of class LowRank."""
-        require(self, problem)
+        require(self, problem, any_size=True)  # float64 in any case
         if self.m > min(problem.n_q, problem.n_k):
             raise ValueError(
                 f"m={self.m} exceeds the dimensions of the matrix, {problem.n_q} x {problem.n_k}; pass a smaller m"

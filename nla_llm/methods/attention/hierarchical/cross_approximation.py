@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, eps, is_numpy, namespace, parallel
+from nla_llm.backend import Array, device_of, eps, is_numpy, largest, namespace, parallel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,7 +146,8 @@ def _references(x: Array, y: Array, near: Array, shown: Array, references: Array
     merit = _log_sum_exp(logits, factor=y.shape[-2] / references.shape[-1])
     scale = _log_sum_exp(xp.concat([t(near), merit], axis=-2))
     scale = xp.where(scale > -xp.inf, scale, xp.zeros_like(scale))  # a mask hides all that is known of the row
-    merit = xp.where(merit > -xp.inf, merit - scale, xp.full_like(merit, -1e30))  # of these too each comes but once
+    hidden = xp.full_like(merit, -largest(merit))  # finite: of these rows too each comes but once
+    merit = xp.where(merit > -xp.inf, merit - scale, hidden)
     return xp.exp(logits - scale), scale, merit
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, namespace, to_numpy
+from nla_llm.backend import Array, decomposable, device_of, namespace, to_numpy
 from nla_llm.methods.attention.floors import block_rank_floor
 from nla_llm.methods.attention.hierarchical.boxes import (
     PROMISES,
@@ -237,28 +237,44 @@ _POWER_STEPS = 8
 
 def _projection_order(problem: AttentionProblem, q: Array) -> tuple[Array, Array]:
     """Orders of the scaled queries (..., n_q) and of the keys (..., n_k), hidden keys last."""
-    xp, k, mask = problem.xp, problem.k, problem.key_mask
-    t, device = xp.matrix_transpose, device_of(k)
+    xp, k, mask, device = problem.xp, problem.k, problem.key_mask, device_of(problem.k)
     shown = xp.ones((problem.n_k,), dtype=xp.bool, device=device) if mask is None else mask
-    count = xp.astype(xp.sum(xp.astype(shown, xp.int64), axis=-1), k.dtype)[..., None, None]
-    mean = (xp.astype(shown, k.dtype)[..., None, :] @ xp.where(shown[..., None], k, xp.zeros_like(k))) / count
-    centred = xp.where(shown[..., None], k - mean, xp.zeros((), dtype=k.dtype, device=device))
-    covariance = t(centred) @ centred
-    largest = xp.argmax(xp.linalg.diagonal(covariance), axis=-1, keepdims=True)[..., None]
-    largest = xp.broadcast_to(largest, (*covariance.shape[:-1], 1))
-    direction = xp.take_along_axis(covariance, largest, axis=-1)
-    for _ in range(_POWER_STEPS):
-        size = xp.max(xp.abs(direction), axis=-2, keepdims=True)
-        direction = covariance @ (direction / xp.where(size > 0, size, xp.ones_like(size)))
+    direction = xp.astype(_principal_direction(decomposable(k), shown), k.dtype, copy=False)
     along = (k @ direction)[..., 0]
     along = xp.where(shown, along, xp.asarray(xp.inf, dtype=k.dtype, device=device))
     return xp.argsort((q @ direction)[..., 0], axis=-1), xp.argsort(along, axis=-1)
 
 
+def _principal_direction(k: Array, shown: Array) -> Array:
+    """Direction (..., d, 1) in which the shown keys vary most, by the power method; its largest entry is one."""
+    xp, device = namespace(k), device_of(k)
+    t = xp.matrix_transpose
+    count = xp.astype(xp.sum(xp.astype(shown, xp.int64), axis=-1), k.dtype)[..., None, None]
+    mean = (xp.astype(shown, k.dtype)[..., None, :] @ xp.where(shown[..., None], k, xp.zeros_like(k))) / count
+    centred = xp.where(shown[..., None], k - mean, xp.zeros((), dtype=k.dtype, device=device))
+    centred = _over_largest(centred, (-2, -1))
+    covariance = t(centred) @ centred
+    largest = xp.argmax(xp.linalg.diagonal(covariance), axis=-1, keepdims=True)[..., None]
+    largest = xp.broadcast_to(largest, (*covariance.shape[:-1], 1))
+    direction = _over_largest(xp.take_along_axis(covariance, largest, axis=-1), -2)
+    for _ in range(_POWER_STEPS):
+        direction = _over_largest(covariance @ direction, -2)
+    return direction
+
+
+def _over_largest(a: Array, axis: int | tuple[int, ...]) -> Array:
+    """``a`` over its largest entry along an axis or two, zeros as they are."""
+    xp = namespace(a)
+    size = xp.max(xp.abs(a), axis=axis, keepdims=True)
+    return a / xp.where(size > 0, size, xp.ones_like(size))
+
+
 def _projection_cost(n_q: Any, n_k: Any, d: Any) -> costs.Operations:
     count, f = costs.Operations, costs.formulas
     covariance = count(madd=n_k * d, div=d, add=n_k * d) + f.matmul(d, n_k, d) + f.maximum_of(d)
-    step = f.maximum_of(d) + count(compare=1, div=d) + f.matmul(d, d, 1)
+    covariance += f.maximum_of(n_k * d) + count(compare=1, div=n_k * d)
+    unit = f.maximum_of(d) + count(compare=1, div=d)
+    step = f.matmul(d, d, 1) + unit
     sorting = count(madd=(n_q + n_k) * d) + f.merge_sort(n_q) + f.merge_sort(n_k)
-    total: costs.Operations = covariance + _POWER_STEPS * step + sorting
+    total: costs.Operations = covariance + unit + _POWER_STEPS * step + sorting
     return total

@@ -17,7 +17,7 @@ from math import log, pi, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace, to_numpy
+from nla_llm.backend import Array, by_heads, decomposable, device_of, from_numpy, generator, namespace, to_numpy
 from nla_llm.methods.attention.kernels.directions import ENSEMBLES, Directions
 from nla_llm.methods.attention.kernels.linear_attention import Features, half_square_norm, kernel_attention_cost
 from nla_llm.methods.attention.kernels.random_features import RandomFeatures, mean_of_tokens, promises
@@ -251,15 +251,15 @@ class SaderfFeatures(_OneRho):
         square_x, square_y = mean_of_tokens(x * x, None), mean_of_tokens(y * y, mask)
         one = xp.ones((), dtype=x.dtype, device=device_of(x))
         both = (square_x > 0) & (square_y > 0)
-        ratio = xp.where(both, square_y, one) / xp.where(both, square_x, one)
-        psi = xp.sqrt(xp.sqrt(ratio))
+        ratio = xp.sqrt(xp.where(both, square_y, one)) / xp.sqrt(xp.where(both, square_x, one))
+        psi = xp.sqrt(ratio)
         return psi * x, y / psi
 
     def _parameters_cost(self, problem: AttentionProblem) -> costs.Operations:
         """Squares and their means, two roots, Ψx and Ψ⁻¹y; then ρ."""
         n_q, n_k, d, _ = costs.symbols_of(problem)
         means = _mean_cost(n_q, d) + _mean_cost(n_k, d, masked=problem.key_mask is not None)
-        psi = costs.Operations(compare=2 * d, div=d, sqrt=2 * d)
+        psi = costs.Operations(compare=2 * d, div=d, sqrt=3 * d)
         inputs = costs.Operations(mul=(n_q + n_k) * d + n_q * d, div=n_k * d)
         return means + psi + inputs + super()._parameters_cost(problem)
 
@@ -312,13 +312,15 @@ class SderfFeatures(RandomFeatures):
     @staticmethod
     def _axes(x: Array, y: Array, mask: Array | None) -> tuple[Array, Array]:
         """ρ (..., d) and the eigenvectors Q (..., d, d)."""
-        xp = namespace(x)
+        xp, dtype = namespace(x), x.dtype
+        x, y = decomposable(x), decomposable(y)
         mean_x, mean_y = mean_of_tokens(x, None), mean_of_tokens(y, mask)
         mixed = xp.matrix_transpose(mean_x) * mean_y
         moment = _second_moment(x, None) + _second_moment(y, mask) + mixed + xp.matrix_transpose(mixed)
         eigenvalues, basis = xp.linalg.eigh(moment)
         zero = xp.zeros((), dtype=x.dtype, device=device_of(x))
-        return optimal_rho(xp.maximum(eigenvalues, zero), 1), basis  # negative ones are rounding: M is semidefinite
+        rho = optimal_rho(xp.maximum(eigenvalues, zero), 1)  # negative ones are rounding: M is semidefinite
+        return xp.astype(rho, dtype, copy=False), xp.astype(basis, dtype, copy=False)
 
     def theory(self, problem: AttentionProblem) -> Theory | None:
         """Mean and variance of the entries before the division by row sums, given the parameters read off the data."""
@@ -338,9 +340,8 @@ class SderfFeatures(RandomFeatures):
         f, m = costs.formulas, costs.m
         masked = problem.key_mask is not None
         means = _mean_cost(n_q, d) + _mean_cost(n_k, d, masked=masked)
-        products = f.matmul(d, n_q + n_k, d) + costs.Operations(div=2 * d**2)
-        if masked:
-            products += costs.Operations(mul=n_k * d) + f.sum_of(n_k)
+        products = f.matmul(d, n_q + n_k, d) + costs.Operations(div=n_q * d)
+        products += costs.Operations(div=n_k, mul=n_k * d) + f.sum_of(n_k) if masked else costs.Operations(div=n_k * d)
         moment = means + products + costs.Operations(mul=d**2, add=3 * d**2)
         rho = f.eigh(d) + costs.Operations(compare=d) + _optimal_rho_cost(d)
         stretch = costs.Operations(div=2 * d, add=2 * d, sqrt=d, mul=d**2, exp=d) + f.matmul(d, d, d)
@@ -358,13 +359,14 @@ class SderfFeatures(RandomFeatures):
 
 
 def optimal_rho(t: Array, d: int) -> Array:
-    """ρ* = 2d / (√((2t + d)² + 8dt) + 2t + d), entry by entry, free of cancellation."""
+    """ρ* = 2d / (√((2t + d)² + 8dt) + 2t + d), entry by entry, free of cancellation and of squares of t."""
     a = 2.0 * t + d
-    return 2.0 * d / (namespace(t).sqrt(a * a + 8.0 * d * t) + a)
+    share = d / a
+    return 2.0 * share / (namespace(t).sqrt(1.0 + 8.0 * share * (t / a)) + 1.0)
 
 
 def _optimal_rho_cost(entries: Any) -> costs.Operations:
-    return costs.Operations(mul=3 * entries, add=3 * entries, sqrt=entries, div=entries)
+    return costs.Operations(mul=4 * entries, add=3 * entries, sqrt=entries, div=3 * entries)
 
 
 def _coordinates(omega: Directions, x: Array) -> Array:
@@ -376,17 +378,17 @@ def _second_moment(x: Array, mask: Array | None) -> Array:
     """Mean of x xᵀ over the visible tokens, (..., d, d)."""
     xp = namespace(x)
     if mask is None:
-        return xp.matrix_transpose(x) @ x / x.shape[-2]
+        return xp.matrix_transpose(x / x.shape[-2]) @ x
     weights = xp.astype(mask, x.dtype)[..., None]
-    return xp.matrix_transpose(weights * x) @ x / xp.sum(weights, axis=-2, keepdims=True)
+    return xp.matrix_transpose(weights / xp.sum(weights, axis=-2, keepdims=True) * x) @ x
 
 
 def _mean_cost(tokens: Any, columns: Any, *, masked: bool = False, means: int = 1) -> costs.Operations:
     """``means`` means over the tokens, of ``columns`` columns together; masked ones are weighted by the mask."""
-    cost = costs.formulas.sum_of(tokens, times=columns) + costs.Operations(div=columns)
-    if masked:
-        cost += costs.Operations(mul=tokens * columns) + means * costs.formulas.sum_of(tokens)
-    return cost
+    cost: costs.Operations = costs.formulas.sum_of(tokens, times=columns)
+    if not masked:
+        return cost + costs.Operations(div=columns)
+    return cost + costs.Operations(mul=tokens * columns, div=means * tokens) + means * costs.formulas.sum_of(tokens)
 
 
 def _without_causal(properties: Any, what: str) -> Any:

@@ -101,7 +101,7 @@ def _scale(queries: Features, keys: Features, overwrite: bool) -> _Scaled:
 def _in_place(function: Callable[..., Any], log: Array, other: Array | None, overwrite: bool) -> Any:
     """``function`` of a log that it overwrites, or of log + other in a new array."""
     if other is None:
-        return by_heads(function, log if overwrite else namespace(log).asarray(log, copy=True), overwrite=True)
+        return by_heads(function, log if overwrite else namespace(log).astype(log, log.dtype), overwrite=True)
     if overwrite and np.broadcast_shapes(log.shape, other.shape) == log.shape:
         return by_heads(partial(_after_adding, function), log, other, overwrite=True)
     return by_heads(lambda a, b: function(a + b), log, other)

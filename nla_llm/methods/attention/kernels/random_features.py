@@ -164,8 +164,8 @@ class RandomFeatures(ABC):
         n_q, n_k, d, _ = costs.symbols_of(problem)
         sum_of = costs.formulas.sum_of
         means = sum_of(n_k, times=d) + costs.Operations(div=d, add=n_k * d)
-        if problem.key_mask is not None:
-            means += costs.Operations(mul=n_k * d) + sum_of(n_k)  # weighted by the mask, divided by its sum
+        if problem.key_mask is not None:  # weighted by the mask over its sum
+            means += costs.Operations(mul=n_k * d, div=n_k - d) + sum_of(n_k)
         return means + (
             sum_of(n_q, times=d) + costs.Operations(div=d, add=n_k * d) if self.centre else costs.Operations()
         )
@@ -188,7 +188,7 @@ def mean_of_tokens(x: Array, mask: Array | None) -> Array:
     if mask is None:
         return xp.mean(x, axis=-2, keepdims=True)
     weights = xp.astype(mask, x.dtype)[..., None]
-    return xp.sum(weights * x, axis=-2, keepdims=True) / xp.sum(weights, axis=-2, keepdims=True)
+    return xp.sum(weights / xp.sum(weights, axis=-2, keepdims=True) * x, axis=-2, keepdims=True)
 
 
 def _waves(angle: Array) -> Array:

@@ -15,10 +15,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, is_numpy, namespace
+from nla_llm.backend import (
+    Array,
+    by_heads,
+    device_of,
+    from_numpy,
+    generator,
+    is_numpy,
+    namespace,
+    number,
+    single_or_wider,
+)
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.attention.kernels.products import draw_vectors, inputs_cost, unit_rows
-from nla_llm.methods.registry import Properties, positive, register, require, settle, whole_number
+from nla_llm.methods.registry import Properties, Unsupported, positive, register, require, settle, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -234,7 +244,7 @@ class PoissonFeatures:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator diag(Â 1)⁻¹ Â with Â_ij = φ(x_i)·φ(y_j); all heads share the uniform numbers behind the powers."""
         require(self, problem)
-        x, y = problem.scaled_inputs()
+        x, y = (single_or_wider(a) for a in problem.scaled_inputs())  # powers have no room in half precision
         rate = self._rates(problem)
         powers = _poisson_quantile(generator(rng).random((self.m, problem.d)), rate)
         log_rate = np.log(np.where(rate > 0, rate, 1.0))  # without a rate there are no powers
@@ -268,9 +278,17 @@ class PoissonFeatures:
             return np.full((1, 1), float(self.rate))
         xp = problem.xp
         q, k = (_mean_square(a, mask) for a, mask in ((problem.q, None), (problem.k, problem.key_mask)))
-        rate = abs(problem.scale) * xp.sqrt(xp.sum(q * k, axis=-1) / problem.d)
+        product = xp.sqrt(q) * xp.sqrt(k)
+        size = xp.max(product, axis=-1, keepdims=True)  # squares of products of squares leave the range early
+        share = product / xp.where(size > 0, size, xp.ones_like(size))
+        rate = (abs(problem.scale) * size[..., 0]) * xp.sqrt(xp.sum(share * share, axis=-1) / problem.d)
         # the numbers go to the host one by one: that is where the generator and the quantiles are
-        flat = [float(rate[index]) for index in np.ndindex(rate.shape)]
+        flat = [number(rate[index]) for index in np.ndindex(rate.shape)]
+        if max(flat) > _WHOLE:
+            raise Unsupported(
+                f"poisson_features draws powers of mean {max(flat):.3g} for q and k of this size, and float64 has no "
+                f"whole numbers beyond {_WHOLE:.3g}; pass rate=..., or scale q or k down"
+            )
         return np.reshape(np.asarray(flat, dtype=np.float64), (*rate.shape, 1, 1))
 
     def _rate_cost(self, problem: AttentionProblem) -> costs.Operations:
@@ -282,7 +300,8 @@ class PoissonFeatures:
         means = costs.Operations(mul=(n_q + n_k) * d, div=2 * d) + sum_of(n_q, times=d) + sum_of(n_k, times=d)
         if problem.key_mask is not None:
             means += costs.Operations(mul=n_k * d) + sum_of(n_k)
-        return means + costs.Operations(mul=d + 1, div=1, sqrt=1) + sum_of(d)
+        root = costs.Operations(mul=2 * d + 2, div=d + 1, sqrt=2 * d + 1, compare=1) + sum_of(d)
+        return means + root + costs.formulas.maximum_of(d)
 
 
 def _mean_square(a: Array, mask: Array | None) -> Array:
@@ -309,6 +328,7 @@ def _poisson_quantile(u: NDArray[np.float64], rate: NDArray[np.float64]) -> NDAr
     return np.where(rate > 0, k, 0.0)
 
 
+_WHOLE = 2.0**53  # where float64 begins to leave out whole numbers
 _DEAD = 2.0**20  # half a sum of powers stays below, and sums of halves are exact beside it
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, eps, generator, namespace
+from nla_llm.backend import Array, by_heads, decomposable, device_of, eps, generator, namespace
 from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import (
     Features,
@@ -96,6 +96,7 @@ class RPCholesky:
         u = xp.asarray(generator(rng).random(self.m), device=device_of(x))
         pivots, triangle, fresh = by_heads(partial(random_pivots, u=u, balance=float(self.balance)), tokens, diagonal)
         chosen = Selection(pivots[..., 0], tokens.shape[-2], like=x).gather(tokens)
+        triangle = decomposable(triangle)
         inverse = xp.linalg.solve(triangle, xp.eye(self.m, dtype=triangle.dtype, device=device_of(triangle)))
         inverse = xp.astype(xp.where(fresh, inverse, xp.zeros_like(inverse)), x.dtype, copy=False)
         queries, keys = (pivot_features(tokens, chosen, inverse) for tokens in (x, y))
@@ -151,6 +152,7 @@ def random_pivots(tokens: Array, diagonal: Array, *, u: Array, balance: float) -
     factor = xp.zeros((*tokens.shape[:-2], m, tokens.shape[-2]), dtype=tokens.dtype, device=device_of(tokens))
     place = xp.arange(tokens.shape[-2], device=device_of(tokens))
     smallest, one = m * eps(tokens), xp.ones((), dtype=tokens.dtype, device=device_of(tokens))
+    zero = xp.zeros_like(one)
     pivots, fresh_steps = [], []
     for i in range(m):
         running = xp.cumulative_sum(xp.astype(tilt * residual, xp.float64), axis=-1)
@@ -161,10 +163,11 @@ def random_pivots(tokens: Array, diagonal: Array, *, u: Array, balance: float) -
         log = (token @ xp.matrix_transpose(tokens))[..., 0, :] - half - xp.take_along_axis(half, pivot, axis=-1)
         before = factor[..., :i, :]
         at_pivot = xp.take_along_axis(before, pivot[..., None], axis=-1)  # (..., i, 1)
-        column = xp.exp(log) - (xp.matrix_transpose(at_pivot) @ before)[..., 0, :]
+        column = xp.exp(xp.minimum(log, zero)) - (xp.matrix_transpose(at_pivot) @ before)[..., 0, :]
         left_over = xp.take_along_axis(residual, pivot, axis=-1)
         fresh = left_over > smallest
-        column = xp.where(fresh, column / xp.sqrt(xp.where(fresh, left_over, one)), xp.zeros_like(column))
+        root = xp.sqrt(xp.where(fresh, left_over, one))
+        column = xp.where(fresh, xp.where(place == pivot, root, column / root), zero)  # at the pivot: free of rounding
         factor[..., i, :] = column
         residual = residual - column * column
         residual = xp.where((residual > smallest) & (place != pivot), residual, xp.zeros_like(residual))
@@ -184,7 +187,7 @@ def _pivots_cost(tokens: Any, d: Any) -> costs.Operations:
     norms = tokens * (count(mul=d + 1) + f.sum_of(d))
     tilt = count(compare=tokens, mul=tokens, add=tokens, exp=tokens) + f.maximum_of(tokens)
     draw = count(mul=tokens + 1, compare=tokens + 1) + f.sum_of(tokens)
-    column = f.matmul(1, d, tokens) + count(add=3 * tokens, exp=tokens, div=tokens, compare=1, sqrt=1)
+    column = f.matmul(1, d, tokens) + count(add=3 * tokens, exp=tokens, div=tokens, compare=tokens + 1, sqrt=1)
     diagonal = count(mul=tokens, add=tokens, compare=tokens)
     total: costs.Operations = norms + tilt + m * (draw + column + diagonal) + count(madd=tokens * m * (m - 1) / 2)
     return total

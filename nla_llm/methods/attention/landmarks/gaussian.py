@@ -87,12 +87,14 @@ def _gaussian(x: Array, y: Array) -> Array:
     log = x @ xp.matrix_transpose(y)
     log -= half_square_norm(x)
     log -= xp.matrix_transpose(half_square_norm(y))
-    return xp.exp(log)
+    zero = xp.zeros((), dtype=log.dtype, device=device_of(log))
+    return xp.exp(xp.minimum(log, zero))  # above zero there is only rounding, which grows with |x|²
 
 
 def gaussian_cost(rows: Any, columns: Any, d: Any) -> costs.Operations:
-    """Norms of both sides, a product, two subtractions and an exponential for each entry."""
+    """Norms of both sides, a product, two subtractions, a comparison and an exponential for each entry."""
     f = costs.formulas
     norms: costs.Operations = (rows + columns) * (costs.Operations(mul=d + 1) + f.sum_of(d))
-    entries = costs.Operations(add=2 * rows * columns, exp=rows * columns)
+    pairs = rows * columns
+    entries = costs.Operations(add=2 * pairs, compare=pairs, exp=pairs)
     return norms + f.matmul(rows, d, columns) + entries

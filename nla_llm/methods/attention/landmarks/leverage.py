@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, eps, namespace
+from nla_llm.backend import Array, decomposable, device_of, eps, namespace
 from nla_llm.methods.attention.landmarks.gaussian import gaussian, gaussian_cost
 
 __all__ = ["hidden_last", "leverage", "ridge_leverage", "ring", "sample_cost"]
@@ -30,8 +30,8 @@ def hidden_last(order: Array, mask: Array | None) -> Array:
 
 
 def leverage(x: Array, mask: Array | None) -> Array:
-    """x_iᵀ (XᵀX)⁺ x_i of the centred rows of x (..., n, d)."""
-    xp = namespace(x)
+    """x_iᵀ (XᵀX)⁺ x_i of the centred rows of x (..., n, d), which no common factor of them changes."""
+    xp, x = namespace(x), decomposable(x)
     if mask is None:
         centred = x - xp.mean(x, axis=-2, keepdims=True)
     else:
@@ -39,6 +39,8 @@ def leverage(x: Array, mask: Array | None) -> Array:
         shown = xp.sum(xp.astype(mask, x.dtype), axis=-1, keepdims=True)[..., None]
         centred = x - xp.sum(x, axis=-2, keepdims=True) / shown
         centred = xp.where(mask[..., None], centred, xp.zeros_like(centred))
+    size = xp.max(xp.abs(centred), axis=(-2, -1), keepdims=True)
+    centred = centred / xp.where(size > 0, size, xp.ones_like(size))
     inverse = _symmetric_pseudo_inverse(xp.matrix_transpose(centred) @ centred, eps(x))
     return xp.sum((centred @ xp.astype(inverse, x.dtype, copy=False)) * centred, axis=-1)
 
@@ -75,6 +77,7 @@ def sample_cost(sampling: str, n: Any, d: Any, *, masked: bool) -> costs.Operati
         total += count(draw=n) + f.merge_sort(n) + kernels + solved + left + scored
     elif sampling == "leverage":
         mean = f.sum_of(n, times=d) + count(div=d, add=n * d) + (f.sum_of(n) if masked else count())
+        mean += f.maximum_of(n * d) + count(compare=1, div=n * d)
         gram = f.matmul(d, n, d) + f.eigh(d) + count(mul=1 + d**2, compare=d, div=d) + f.matmul(d, d, d)
         total += mean + gram + f.matmul(n, d, d) + count(mul=n * d) + f.sum_of(d, times=n) + scored
     return total

@@ -181,7 +181,7 @@ class GaussianProjection:
 
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of class LowRank: P applied to the directions, and the directions."""
-        require(self, problem)
+        require(self, problem, any_size=self.subspace == "optimal")  # which is found in float64
         if self.subspace == "gaussian":
             directions = problem.xp.matrix_transpose(_gaussian_matrix(self.m, problem, rng))
             return LowRank(problem.exact(problem.q.dtype) @ directions, directions)
@@ -216,7 +216,9 @@ class GaussianProjection:
     def _optimal(self, problem: AttentionProblem, rng: int | np.random.Generator | None) -> Array:
         """Leading right singular vectors (..., n_k, m): densely up to n = 2048, by block Krylov iteration beyond."""
         if self.m > min(problem.n_q, problem.n_k):
-            raise ValueError(f"m={self.m} exceeds the dimensions of the matrix, {problem.n_q} x {problem.n_k}")
+            raise ValueError(
+                f"m={self.m} exceeds the dimensions of the matrix, {problem.n_q} x {problem.n_k}; pass a smaller m"
+            )
         exact, xp = problem.exact(), problem.xp
         if max(problem.n_q, problem.n_k) <= 2048:
             _, _, vt = xp.linalg.svd(exact.dense(), full_matrices=False)

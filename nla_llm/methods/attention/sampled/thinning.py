@@ -160,7 +160,7 @@ class Thinformer:
         total = {name: function(n, m, sympy.Symbol("bucket")) for name, function in _plan_sums().items()}
         gram, pairs, half = total["gram"], total["pairs"], total["half"]
         work = o(mul=2 * n * d) + f.sum_of(d, times=n) + f.maximum_of(n)
-        work += o(madd=gram * d, add=gram, exp=gram) + o(add=total["differences"])
+        work += o(madd=gram * d, add=gram, compare=gram, exp=gram) + o(add=total["differences"])
         if problem.v is not None:
             work += f.maximum_of(n * d_v) + o(compare=1, div=n * d_v) + o(madd=gram * d_v, add=gram, mul=gram)
         work += o(compare=2 * pairs, add=pairs, mul=pairs, draw=pairs + total["buckets"])  # weights, coins
@@ -290,7 +290,8 @@ def _differences(tokens: _Tokens, index: Array, buckets: int) -> Array:
 def _gram_differences(keys: Array, values: Array | None, top: Array) -> Array:
     """Gram matrices of K, rows and columns subtracted in pairs; keys (..., 2 p, d), result (..., p, p)."""
     xp = namespace(keys)
-    gram = xp.exp(keys @ xp.matrix_transpose(keys) - top)
+    log = xp.minimum(keys @ xp.matrix_transpose(keys) - top, _zero(keys))  # above zero there is only rounding
+    gram = xp.exp(log)
     if values is not None:
         gram = gram * (values @ xp.matrix_transpose(values) + 1.0)
     pairs = gram.shape[-1] // 2
