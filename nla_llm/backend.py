@@ -101,7 +101,7 @@ def from_numpy(a: NDArray[Any], *, like: Array, dtype: Any = None) -> Array:
     if type(like) is np.ndarray:
         return np.asarray(a, dtype=dtype)
     xp = namespace(like)
-    x = xp.asarray(a, device=device_of(like))
+    x = xp.asarray(a if a.flags.writeable else a.copy(), device=device_of(like))  # PyTorch warns of read-only memory
     return x if dtype is None else xp.astype(x, dtype)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, is_numpy, matmul_where, namespace, parallel
+from nla_llm.backend import Array, device_of, from_numpy, is_numpy, matmul_where, namespace, parallel
 from nla_llm.operators import Panel, RowNormalised, TiledSparse, ZeroRowSumError, gather_rows
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _panels(
     panels, tops = [], []
     for support in supports:
         tiles, tall, _ = support.seen.shape[-3:]
-        keys, seen = (xp.asarray(a, device=device) for a in (support.keys, support.seen))
+        keys, seen = (from_numpy(a, like=q) for a in (support.keys, support.seen))
         block = to_tiles(q[..., support.first : support.first + tiles * tall, :], tall)
         weights, top = tile_softmax(block, problem.k, keys, seen, problem.key_mask, repeated=nothing)
         panels.append(Panel(weights, keys))
