@@ -125,3 +125,20 @@ def test_the_refusal_names_a_precision_that_fits():
         assert np.isfinite(uses(problem.astype(getattr(np, fits)), rng=0).dense()).all()
     with pytest.raises(nl.Unsupported, match=r"float64 ends at 1\.8e\+308; scale q or k down"):
         uses(drawn(np.float64, norm=5e153), rng=0)
+
+
+@pytest.mark.parametrize("row", [row for row in METHODS if row.make().properties.budget == "m"], ids=str)
+def test_a_budget_beyond_the_tokens_works_or_says_what_to_pass(row):
+    problem = nl.AttentionProblem(*np.random.default_rng(0).standard_normal((3, 6, 2)))
+    method = nl.method(row.name, **{**row.options, "m": 100})
+    try:
+        op = method(problem, rng=0)
+    except ZeroRowSumError:
+        assert method.properties.partial
+    except ValueError as refusal:
+        said = str(refusal)
+    else:
+        check_matrix(method, problem, op)
+        return
+    assert "100" in said
+    assert "pass" in said

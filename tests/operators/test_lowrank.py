@@ -94,3 +94,24 @@ def test_a_selection_of_its_own_for_each_matrix_of_a_batch(index, rows, xp):
     assert got.shape == (*batch, 4, 2)
     for b in np.ndindex(batch):
         np.testing.assert_array_equal(got[b], wide[b][wide_pick[b]])
+
+
+@pytest.mark.parametrize("kind", [LowRank, CausalLowRank])
+def test_rounding_takes_no_entry_below_zero_but_a_negative_one_shows(kind):
+    """Squares of inner products, by features of both signs."""
+    angle = np.random.default_rng(0).uniform(0, np.pi, 200)
+    x, y = np.stack([np.cos(angle), np.sin(angle)], -1), np.stack([-np.sin(angle), np.cos(angle)], -1)  # x_i ⊥ y_i
+    left, right = (np.einsum("ni,nj->nij", a, a).reshape(200, 4).astype(np.float32) for a in (x, y))
+    signed, squares = kind(left, right).dense(), kind(left, right, nonnegative=True).dense()
+    assert signed.min() < 0
+    assert squares.min() == 0
+    np.testing.assert_array_equal(squares, np.maximum(signed, 0))
+    wrong = kind(left, -right, nonnegative=True).dense()
+    np.testing.assert_allclose(wrong, -squares, rtol=0, atol=4 * np.finfo(np.float32).eps)
+
+
+def test_sums_that_overflow_are_refused_without_a_warning():
+    with pytest.raises(
+        ZeroRowSumError, match="the features overflowed; pass another rng, a larger m, or a wider dtype"
+    ):
+        RowNormalised(LowRank(np.full((2, 1), 1e30, np.float32), np.full((3, 1), 1e30, np.float32)))

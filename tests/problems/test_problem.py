@@ -163,3 +163,16 @@ def test_map_reaches_every_array_and_keeps_the_rest():
 
 
 # -- updates -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.torch
+def test_tensors_whose_gradients_are_followed():
+    torch = pytest.importorskip("torch")
+    q, k, v, bias = (torch.tensor(draw(s, 6, 6), requires_grad=True) for s in range(4))
+    plain = [a.detach() for a in (q, k, v)]
+    for method in (nl.method("positive_features", m=8), nl.method("poisson_features", m=8)):
+        followed, same = (method(nl.AttentionProblem(*arrays), rng=0) for arrays in ((q, k, v), plain))
+        np.testing.assert_array_equal(to_numpy(followed @ v), to_numpy(same @ plain[2]))
+    output = nl.AttentionProblem(q, k, v, bias=bias).exact() @ v
+    gradient = torch.autograd.grad((output**2).sum(), q)[0]
+    assert 0 < float(gradient.abs().max()) < np.inf

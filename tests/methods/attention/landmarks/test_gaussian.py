@@ -57,3 +57,10 @@ def test_queries_stand_before_keys_in_all_heads():
     assert tokens.shape == (2, 3, 9, 2)
     assert np.array_equal(tokens[:, :, :4], x)
     assert np.array_equal(tokens[1, 2, 4:], y[1, 0])
+
+
+def test_rounding_of_large_norms_makes_no_kernel_above_one(xp):
+    x = 1e10 * np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    kernel = to_numpy(gaussian(xp.asarray(x), xp.asarray(x)))
+    assert kernel.max() <= 1
+    np.testing.assert_array_equal(kernel * (1 - np.eye(20)), 0)

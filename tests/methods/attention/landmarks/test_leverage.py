@@ -43,3 +43,10 @@ def test_clocks_draw_in_proportion_to_the_scores():
     share = np.bincount(first, minlength=4) / draws
     p = scores / scores.sum()
     assert np.all(np.abs(share - p) <= 4 * np.sqrt(p * (1 - p) / draws))
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e18])
+def test_leverage_scores_know_no_scale(factor):
+    x = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float32)
+    np.testing.assert_allclose(leverage(np.float32(factor) * x, None), leverage(x, None), rtol=1e-4)
+    np.testing.assert_array_equal(leverage(np.zeros((3, 2)), None), 0)
