@@ -101,7 +101,9 @@ def from_numpy(a: NDArray[Any], *, like: Array, dtype: Any = None) -> Array:
     if type(like) is np.ndarray:
         return np.asarray(a, dtype=dtype)
     xp = namespace(like)
-    x = xp.asarray(a if a.flags.writeable else a.copy(), device=device_of(like))  # PyTorch warns of read-only memory
+    if is_numpy(a) and not a.flags.writeable:  # PyTorch warns of memory that is read-only
+        a = a.copy()
+    x = xp.asarray(a, device=device_of(like))
     return x if dtype is None else xp.astype(x, dtype)
 
 
