@@ -374,7 +374,8 @@ def _optimal(problem: AttentionProblem, some_queries: Selection, some_keys: Sele
     product = exact @ row_basis
     shift, total = exact.normaliser
     logits = (scale * q) @ xp.matrix_transpose(some_keys.gather(k))
-    columns = xp.exp(logits - shift[..., None]) / total[..., None]
+    below = xp.minimum(logits - shift[..., None], xp.log(total)[..., None])  # no entry of P exceeds one
+    columns = xp.exp(below) / total[..., None]
     column_basis = xp.linalg.qr(columns)[0]
     core = xp.matrix_transpose(column_basis) @ product
     right = Dense(xp.matrix_transpose(row_basis))
@@ -387,7 +388,12 @@ def _optimal_cost(problem: AttentionProblem) -> costs.Cost:
     m, f, count, pairs = costs.m, costs.formulas, costs.Operations, costs.symbols.visible_pairs(problem)
     rows = f.softmax_rows(m, m * pairs / n_q, d) + count(div=m * pairs / n_q) + f.qr(n_k, m)
     product = f.softmax_product(n_q, pairs, d, m)
-    columns = count(mul=n_q * d) + f.matmul(n_q, d, m) + count(add=1, exp=1, div=1) * (n_q * m) + f.qr(n_q, m)
+    columns = (
+        count(mul=n_q * d, exp=n_q)
+        + f.matmul(n_q, d, m)
+        + count(add=1, compare=1, exp=1, div=1) * (n_q * m)
+        + f.qr(n_q, m)
+    )
     apply = f.matmul(m, n_k, d_v) + f.matmul(m, m, d_v) + f.matmul(n_q, m, d_v)
     return costs.Cost(prepare=rows + product + columns + f.matmul(m, n_q, m), apply=apply)
 
