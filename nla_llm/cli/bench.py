@@ -10,23 +10,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from rich.table import Table
+
+    from nla_llm.methods import Properties
     from nla_llm.study import StudySummary
 
 Studies = Annotated[
-    list[str] | None, typer.Argument(help="Names of studies, or files my_study.py.", show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="STUDY", help="Names of studies, or files my_study.py.", show_default=False),
 ]
-Reports = Annotated[Path, typer.Option("--reports", metavar="DIR", help="Folder of PDFs and data.")]
-Jobs = Annotated[int | None, typer.Option(metavar="N", help="Worker processes (one per core).")]
+Reports = Annotated[Path, typer.Option("--reports", metavar="DIR", help="Folder for PDFs and data.")]
+Jobs = Annotated[int | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")]
 StoreFile = Annotated[
-    Path, typer.Option("--store", metavar="FILE", show_default=False, help="Of results (results/nla_llm.sqlite).")
+    Path,
+    typer.Option("--store", metavar="FILE", show_default=False, help="Results; results/nla_llm.sqlite by default."),
 ]
 Scale = Annotated[
     Literal["small", "default", "full"] | None,
-    typer.Option("--scale", metavar="SCALE", help="small, default or full; headline studies have scales of their own."),
+    typer.Option(
+        "--scale", metavar="SCALE", help="small, default or full; a plain run takes that of each headline study."
+    ),
 ]
-Everything = Annotated[bool, typer.Option("--all", help="Not only the headline studies.")]
+Everything = Annotated[bool, typer.Option("--all", help="All studies, not only the headline ones.")]
 
 STORE, REPORTS = Path("results/nla_llm.sqlite"), Path("reports")
 
@@ -36,35 +43,82 @@ def list_() -> None:
 
     Example: [bold]nla-llm list[/]
     """
+    from nla_llm.cli.terminal import say  # noqa: PLC0415 - so that --help stays fast
+
+    say(_attention_methods(), "", _update_methods(), "", _studies(), "", f"Theory: {_THEORY}")
+
+
+_THEORY = (
+    "what is promised with the default options, an equality (closed form), an upper bound or a floor below which no "
+    "such method comes; tested unless it says otherwise."
+)
+_LOOK: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "pad_edge": False, "padding": 0}
+
+
+def _attention_methods() -> Table:
+    """Options, target, structures and theory of each; in whole words at a width of 80."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - so that --help stays fast
     from rich.table import Column, Table  # noqa: PLC0415
 
-    from nla_llm.cli.terminal import say  # noqa: PLC0415
-    from nla_llm.methods import methods, properties_of  # noqa: PLC0415
-    from nla_llm.methods.registry import registered  # noqa: PLC0415
+    columns = (
+        Column("method", no_wrap=True), Column("options", min_width=14), "target", "causal",
+        Column("masks", max_width=7), Column("theory", max_width=7),
+    )  # fmt: skip
+    table = Table(*columns, title="methods for attention", box=SIMPLE_HEAD, **_LOOK)
+    for name, cls, p in _registered("attention"):
+        shown = ", ".join(s.removesuffix("_mask") for s in ("key_mask", "window", "bias") if s in p.supports)
+        causal = "yes" if "causal" in p.supports else ""
+        table.add_row(name, _options(cls), _target(p), causal, shown, _theory_status(cls))
+    return table
+
+
+def _update_methods() -> Table:
+    """Options and theory of each."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - so that --help stays fast
+    from rich.table import Column, Table  # noqa: PLC0415
+
+    columns = (Column("method", no_wrap=True), "options", "target", "theory")
+    table = Table(*columns, title="methods for weight updates", box=SIMPLE_HEAD, **_LOOK)
+    for name, cls, p in _registered("update"):
+        table.add_row(name, _options(cls), _target(p), _theory_status(cls))
+    return table
+
+
+def _studies() -> Table:
+    """The question of each, and at which scale a plain run answers it."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - so that --help stays fast
+    from rich.table import Column, Table  # noqa: PLC0415
+
     from nla_llm.study import catalogue  # noqa: PLC0415
 
-    look: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False, "padding": 0}
-    names, options = Column("method", no_wrap=True), Column("options", overflow="fold")
-    masks, theory = Column("masks", max_width=7), Column("theory", max_width=8)  # whole words at a width of 80
-    table = Table(names, options, "target", "causal", masks, theory, title="methods", **look)
-    for name in methods():
-        cls = registered(name)
-        p = properties_of(cls)
-        chosen = ", ".join(f.name for f in fields(cls) if not f.name.startswith("_")) if is_dataclass(cls) else ""
-        target = f"{p.target} (yardstick)" if p.yardstick else p.target
-        shown = ", ".join(s.removesuffix("_mask") for s in ("key_mask", "window", "bias") if s in p.supports)
-        table.add_row(name, chosen, target, "yes" if "causal" in p.supports else "", shown, _theory_status(cls))
-    studies = Table(Column("study", no_wrap=True), "question", "headline", title="studies", **look)
+    columns = (Column("study", no_wrap=True), "question", Column("scale", no_wrap=True))
+    table = Table(*columns, title="studies, with the scale of the headline ones, which `nla-llm run` runs",
+                  box=SIMPLE_HEAD, **_LOOK)  # fmt: skip
     headline = catalogue.headline()
     for name in catalogue.names():
         study = catalogue.load(name)
-        studies.add_row(name, study.question, study.headline if name in headline else "")
-    say(table, "", studies)
+        table.add_row(name, study.question, study.headline if name in headline else "")
+    return table
+
+
+def _registered(problem: str) -> Iterator[tuple[str, type, Properties]]:
+    """Name, class and properties of the methods for a kind of problem."""
+    from nla_llm.methods import methods, properties_of, registered  # noqa: PLC0415 - so that --help stays fast
+
+    found = ((name, registered(name)) for name in methods())
+    return ((name, cls, properties_of(cls)) for name, cls in found if properties_of(cls).problem == problem)
+
+
+def _options(cls: Any) -> str:
+    return ", ".join(f.name for f in fields(cls) if not f.name.startswith("_")) if is_dataclass(cls) else ""
+
+
+def _target(p: Properties) -> str:
+    return f"{p.target} (yardstick)" if p.yardstick else p.target
 
 
 def _theory_status(cls: Any) -> str:
-    """Kind and status of what is promised of a method with the default options, on a problem of any size."""
+    """Kind of what is promised of a method with the default options, on a problem of any size."""
     if not hasattr(cls, "theory"):
         return ""
     import numpy as np  # noqa: PLC0415 - so that --help stays fast
@@ -75,7 +129,9 @@ def _theory_status(cls: Any) -> str:
     p, x = properties_of(cls), np.random.default_rng(0).standard_normal((4, 2))
     problem = AttentionProblem(x, x, x) if p.problem == "attention" else UpdateProblem(x)
     promise = cls(**({} if p.budget is None else {p.budget: 2})).theory(problem)
-    return "for some options" if promise is None else f"{promise.kind} {promise.status}"
+    if promise is None:
+        return "for some options"
+    return f"{promise.kind}, not verified" if promise.status == "NV" else str(promise.kind)
 
 
 def run(  # noqa: PLR0917 - options, given by name
@@ -85,10 +141,12 @@ def run(  # noqa: PLR0917 - options, given by name
     reports: Reports = REPORTS,
     store: StoreFile = STORE,
     jobs: Jobs = None,
-    dask: Annotated[str | None, typer.Option(metavar="ADDR", help="Scheduler of a Dask cluster.")] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="That one cell may take.")] = 600.0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what the store has.")] = False,
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write records: .csv, .parquet.")] = None,
+    dask: Annotated[str | None, typer.Option(metavar="ADDR", help="Run on the Dask cluster of this scheduler.")] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time for one cell.")] = 600.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute anew, also what the store has.")] = False,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write all records, as .csv or .parquet.")
+    ] = None,
 ) -> None:
     """Run studies, write their PDFs, and judge their claims.
 

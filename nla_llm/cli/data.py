@@ -19,22 +19,26 @@ Name = Annotated[str | None, typer.Option(metavar="WORD", help="Name of the repo
 
 
 def attention(  # noqa: PLR0917 - options, given by name
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Tensors q, k, v, or a checkpoint.")],
-    method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="NAME:option=value,... (repeatable).")
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="File of tensors q, k, v, or a checkpoint directory.")
+    ],
+    method: Annotated[list[str] | None, typer.Option(metavar="NAME", help="NAME:option=value,...; repeatable.")] = None,
+    m: Annotated[
+        list[int] | None, typer.Option(metavar="M", help="Budget; repeatable; 16, 64 and 256 by default.")
     ] = None,
-    m: Annotated[list[int] | None, typer.Option(metavar="M", help="Budget (repeatable; 16, 64, 256).")] = None,
-    n: Annotated[int | None, typer.Option(metavar="N", help="Only the first tokens.", min=1)] = None,
+    n: Annotated[int | None, typer.Option(metavar="N", help="Take the first N tokens only.", min=1)] = None,
     draws: Annotated[int, typer.Option(metavar="N", help="Draws of a random method.", min=2)] = 6,
-    text: Annotated[Path | None, typer.Option(metavar="FILE", help="What a checkpoint reads.")] = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Text that a checkpoint reads.")] = None,
     tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Token ids (.npy) in place of a text.")] = None,
-    layers: Annotated[str | None, typer.Option(metavar="LAYERS", help="Of a checkpoint, as 0,3,5-7.")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="LAYERS", help="Layers of a checkpoint, as 0,3,5-7.")] = None,
     q: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the queries in a file.")] = "q",
     k: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the keys.")] = "k",
     v: Annotated[str, typer.Option(metavar="TENSOR", help="Name of the values, if any.")] = "v",
     key_mask: Annotated[str | None, typer.Option(metavar="TENSOR", help="Mask of the keys, 1 = keep.")] = None,
     causal: Annotated[bool, typer.Option("--causal", help="Query i sees keys up to i.")] = False,
-    scale: Annotated[float | None, typer.Option(metavar="S", help="Of the logits (1/sqrt(d)).")] = None,
+    scale: Annotated[
+        float | None, typer.Option(metavar="S", help="Factor of the logits; 1/sqrt(d) by default.")
+    ] = None,
     name: Name = None,
     reports: Reports = REPORTS,
     store: StoreFile = STORE,

@@ -10,13 +10,13 @@ import typer
 
 def check(
     method: Annotated[
-        str, typer.Argument(metavar="MODULE:OBJECT", help="Where the method is: an instance or a class.")
+        str, typer.Argument(metavar="METHOD", help="A registered name, or MODULE:OBJECT, an instance or a class.")
     ],
-    options: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Options of a class.")] = None,
+    options: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE", help="Options of a class.")] = None,
 ) -> None:
     """Run the conformance suite on a method; exit code 1 if it breaks a law.
 
-    A registered name works in place of MODULE:OBJECT. Example: [bold]nla-llm check my_package.my_file:MyMethod m=64[/]
+    Example: [bold]nla-llm check my_package.my_file:MyMethod m=64[/]
     """
     from nla_llm.cli._methods import make, parse, parse_options  # noqa: PLC0415 - so that --help stays fast
     from nla_llm.testing import check_method  # noqa: PLC0415
@@ -28,12 +28,12 @@ def check(
 
 
 def cost(  # noqa: PLR0917 - options, given by name
-    names: Annotated[list[str], typer.Argument(metavar="METHOD...", help="Registered names, or MODULE:OBJECT.")],
-    n: Annotated[int, typer.Option(help="Sequence length at which the formulas are evaluated.")] = 4096,
-    d: Annotated[int, typer.Option(help="Dimension of a head, of values too.")] = 64,
-    m: Annotated[int, typer.Option(help="Budget of the methods that have one.")] = 256,
-    causal: Annotated[bool, typer.Option("--causal", help="Of the causal form.")] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Also draw operations against n.")] = None,
+    names: Annotated[list[str], typer.Argument(metavar="METHOD", help="Registered names, or MODULE:OBJECT.")],
+    n: Annotated[int, typer.Option(metavar="N", help="Number of tokens.")] = 4096,
+    d: Annotated[int, typer.Option(metavar="D", help="Dimension of a head, of its values too.")] = 64,
+    m: Annotated[int, typer.Option(metavar="M", help="Budget of the methods that have one.")] = 256,
+    causal: Annotated[bool, typer.Option("--causal", help="The causal form of the methods.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Also draw the operations against n.")] = None,
 ) -> None:
     """Show what methods cost as formulas, by class of operation, and where they beat exact attention.
 

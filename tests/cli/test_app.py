@@ -48,6 +48,7 @@ def test_list_fits_a_terminal_of_80_letters(nla, monkeypatch):
     out = nla("list").out
     assert "…" not in out
     assert re.search(r"optimal_rank +m +softmax +yes +key, +closed", out)
+    assert re.search(r"h_matrix +m, +softmax +yes +key +floor *\n +admissibility,", out)  # words are not cut
 
 
 def test_info_tells_of_blas(nla):
