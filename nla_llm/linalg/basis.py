@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nla_llm.backend import Array, from_numpy, namespace
+from nla_llm.backend import Array, eps, from_numpy, namespace
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["extend_basis", "gaussian", "orthonormalise", "widen"]
+__all__ = ["extend_basis", "gaussian", "orthonormalise", "widen", "working"]
 
-# A column whose projection keeps less than this share of its length is rounding noise. Empirical: 1e3 eps of float64.
-_DEPENDENT = 2.5e-13
+# A column whose projection keeps less than this many eps of its length is rounding noise. Empirical.
+_DEPENDENT = 1e3
 
 
 def widen(x: Array) -> Array:
@@ -21,15 +21,25 @@ def widen(x: Array) -> Array:
     return x if x.dtype == xp.float64 else xp.astype(x, xp.float64)
 
 
-def gaussian(shape: tuple[int, ...], rng: np.random.Generator, *, like: Array) -> Array:
-    """Independent N(0, 1) entries in float64, drawn by NumPy, so the same numbers on every library and device."""
-    return from_numpy(rng.standard_normal(shape), like=like)
+def working(x: Array) -> Array:
+    """``x`` in a precision that libraries decompose in: its own, float32 where it is narrower, float64 where wider."""
+    xp = namespace(x)
+    if x.dtype in (xp.float32, xp.float64):
+        return x
+    return xp.astype(x, xp.float32 if x.dtype.itemsize <= 4 else xp.float64)
+
+
+def gaussian(shape: tuple[int, ...], rng: np.random.Generator, *, like: Array, dtype: Any = None) -> Array:
+    """Independent N(0, 1) entries drawn by NumPy in float64, so the same on every library and device, then rounded."""
+    drawn = from_numpy(rng.standard_normal(shape), like=like)
+    return drawn if dtype is None else namespace(drawn).astype(drawn, dtype, copy=False)
 
 
 def orthonormalise(x: Array) -> Array:
     """Orthonormal columns whose span contains that of ``x``.
 
-    Householder QR: the columns are orthonormal to rounding even where those of ``x`` are dependent.
+    Householder QR: the columns are orthonormal to rounding even where those of ``x`` are dependent. In the precision of
+    ``x``; float32 where that is narrower.
 
     Parameters
     ----------
@@ -37,7 +47,7 @@ def orthonormalise(x: Array) -> Array:
 
     Returns
     -------
-    array (..., n, c), float64
+    array (..., n, c)
 
     Examples
     --------
@@ -47,7 +57,7 @@ def orthonormalise(x: Array) -> Array:
     True
     """
     _check_tall(x)
-    return namespace(x).linalg.qr(widen(x))[0]
+    return namespace(x).linalg.qr(working(x))[0]
 
 
 def extend_basis(basis: Array, block: Array, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -59,8 +69,9 @@ def extend_basis(basis: Array, block: Array, rng: np.random.Generator) -> tuple[
     Parameters
     ----------
     basis : array (..., n, k)
-        Orthonormal columns.
+        Orthonormal columns, float32 or float64.
     block : array (..., n, c), k + c <= n
+        Of the same dtype.
     rng : numpy.random.Generator
 
     Returns
@@ -71,13 +82,12 @@ def extend_basis(basis: Array, block: Array, rng: np.random.Generator) -> tuple[
         ``newᵀ block``: what of ``block`` lies outside ``basis``.
     """
     xp = namespace(basis)
-    block = widen(block)
     outside = _project_out(basis, block)
     q, r = xp.linalg.qr(outside)
     pivots = xp.abs(xp.linalg.diagonal(r))
     lengths = xp.linalg.vector_norm(block, axis=-2)
-    dependent = pivots <= _DEPENDENT * xp.max(lengths, axis=-1, keepdims=True)
-    fresh = gaussian(tuple(q.shape), rng, like=basis)
+    dependent = pivots <= _DEPENDENT * eps(block) * xp.max(lengths, axis=-1, keepdims=True)
+    fresh = gaussian(tuple(q.shape), rng, like=basis, dtype=basis.dtype)
     q = xp.where(dependent[..., None, :], fresh, q)
     new = xp.linalg.qr(_project_out(basis, q))[0]
     return new, xp.matrix_transpose(new) @ outside

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nla_llm.backend import Array, namespace, to_numpy
-from nla_llm.linalg.basis import extend_basis, orthonormalise, widen
+from nla_llm.linalg.basis import extend_basis, orthonormalise, widen, working
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nla_llm.operators import Operator
 
-__all__ = ["BlockKrylov", "apply_widened"]
+__all__ = ["BlockKrylov", "apply_as", "apply_widened"]
 
 
 class BlockKrylov:
@@ -23,6 +23,9 @@ class BlockKrylov:
     Laws: the columns of ``basis`` are orthonormal; ``image == A @ basis``; ``gram == imageᵀ image``, so its
     eigenvalues are the squared Ritz values, never above the squared singular values of A; after ``pull_back``,
     ``AᵀA basis`` lies in the span of ``basis`` and of the next block. All batch elements go in lockstep.
+
+    Basis and image are in the precision of ``start``, in which A is multiplied; ``gram`` is summed in float64, so that
+    squaring costs no digits beyond those of the products.
 
     Parameters
     ----------
@@ -57,7 +60,7 @@ class BlockKrylov:
         self.rider_pulled: Array = None  # AᵀA rider
         self._rng = rng
         self._width = int(start.shape[-1])
-        self._new = orthonormalise(start)
+        self._new = orthonormalise(working(start))
         self._new_image: Array = None
         self._pulled: Array = None  # AᵀA of the newest block
         self._coupling: Array = None
@@ -85,7 +88,7 @@ class BlockKrylov:
         if self.basis is not None:
             self.pull_back()
         stacked = self._with_rider(self._new, self.rider)
-        image = apply_widened(self.op, stacked)
+        image = apply_as(self.op, stacked)
         self._new_image, self.rider_image = self._split(image, int(self._new.shape[-1]))
         self._append()
         self._pulled = self.rider_pulled = None
@@ -96,17 +99,16 @@ class BlockKrylov:
         if self._pulled is not None:
             return
         width = int(self._new_image.shape[-1])
-        pulled = apply_widened(self.op.T, self._with_rider(self._new_image, self.rider_image))
+        pulled = apply_as(self.op.T, self._with_rider(self._new_image, self.rider_image))
         self._pulled, self.rider_pulled = self._split(pulled, width)
         room = self.op.shape[-1] - self.size
+        self._coupling = None
         if room == 0:
-            self._coupling = None
             return
         columns = min(width, room)
         # with too little room the block is cut: the new columns then complete the space whatever they are
-        new, residual = extend_basis(self.basis, self._pulled[..., :columns], self._rng)
-        self._new = new
-        self._coupling = residual if columns == width else namespace(new).matrix_transpose(new) @ self._pulled
+        self._new, residual = extend_basis(self.basis, self._pulled[..., :columns], self._rng)
+        self._coupling = residual if columns == width else None
 
     def next_rider(self, rider: Array) -> None:
         """Set the columns that ride along in the next step."""
@@ -115,8 +117,10 @@ class BlockKrylov:
     def coupling(self) -> NDArray[Any]:
         """``(I − VVᵀ) AᵀA V`` in coordinates: an array (..., c, b) that acts on the last b coordinates of V."""
         self.pull_back()
-        if self._coupling is None:
+        if self.complete:
             return np.zeros((*self.op.batch_shape, 1, int(self._new_image.shape[-1])))
+        if self._coupling is None:
+            self._coupling = namespace(self._new).matrix_transpose(self._new) @ self._pulled
         return to_numpy(self._coupling)
 
     def ritz(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -130,8 +134,8 @@ class BlockKrylov:
         return values
 
     def _append(self) -> None:
-        xp = namespace(self._new)
-        corner = xp.matrix_transpose(self._new_image) @ self._new_image
+        xp, fresh = namespace(self._new), widen(self._new_image)
+        corner = xp.matrix_transpose(fresh) @ fresh
         if not bool(xp.all(xp.isfinite(corner))):
             raise ValueError(
                 f"a product with {self.op!r} is not finite: the operator holds NaN or infinity, or overflows"
@@ -139,7 +143,7 @@ class BlockKrylov:
         if self.basis is None:
             self.basis, self.image, self.gram = self._new, self._new_image, corner
             return
-        cross = xp.matrix_transpose(self.image) @ self._new_image
+        cross = xp.matrix_transpose(widen(self.image)) @ fresh
         top = xp.concat([self.gram, cross], axis=-1)
         bottom = xp.concat([xp.matrix_transpose(cross), corner], axis=-1)
         self.gram = xp.concat([top, bottom], axis=-2)
@@ -152,6 +156,14 @@ class BlockKrylov:
 
     def _split(self, product: Array, width: int) -> tuple[Array, Array]:
         return product[..., :width], None if self.rider is None else product[..., width:]
+
+
+def apply_as(op: Operator, x: Array) -> Array:
+    """``A x`` in the dtype of x whatever that of the operator, in which it is multiplied."""
+    if x.dtype == op.dtype:
+        return op @ x
+    xp = namespace(x)
+    return xp.astype(op @ xp.astype(x, op.dtype), x.dtype)
 
 
 def apply_widened(op: Operator, x: Array) -> Array:

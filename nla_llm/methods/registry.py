@@ -64,6 +64,10 @@ FAMILIES = (
     "nla_llm.methods.update.quantised.single",
     "nla_llm.methods.update.quantised.alternating",
     "nla_llm.methods.update.lora.lora",
+    "nla_llm.methods.update.randomised",
+    "nla_llm.methods.update.pivoted",
+    "nla_llm.methods.update.adaptive",
+    "nla_llm.methods.update.data_aware",
 )
 
 T = TypeVar("T", bound=type)

@@ -1,10 +1,12 @@
 from . import bound as bound
+from . import certificates as certificates
 from . import columns as columns
 from . import ensembles as ensembles
 from . import exponential_features as exponential_features
 from . import first_order as first_order
 from . import floors as floors
 from . import hierarchical as hierarchical
+from . import low_rank as low_rank
 from . import low_rank_training as low_rank_training
 from . import polynomials as polynomials
 from . import projections as projections

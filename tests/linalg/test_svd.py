@@ -4,8 +4,8 @@ import pytest
 from nla_llm.linalg import (
     haar_orthogonal,
     is_small,
+    krylov_svd,
     largest_singular_value,
-    range_finder,
     singular_values,
     truncated_svd,
 )
@@ -84,11 +84,30 @@ def test_factors_shared_by_a_batch_give_values_for_each_element():
     assert singular_values(LowRank(left, right)).shape == (2, 3)
 
 
-def test_range_finder_captures_a_decaying_range(xp):
-    values = 0.3 ** np.arange(40)
-    matrix = with_spectrum(values, 50)
-    q = np.asarray(range_finder(Dense(xp.asarray(matrix)), 8, rng=0, power_steps=2))
-    assert np.linalg.norm(matrix - q @ (q.T @ matrix), 2) < 1.5 * values[8]
+@pytest.mark.parametrize("name", ["power law", "rank 12 and noise"])
+@pytest.mark.parametrize("block", [4, 16])
+def test_krylov_svd_reaches_the_optimum_in_float32(name, block):
+    """Both norms within 1.001 of the best, where the products and the basis are in float32."""
+    n, rank = 560, 10
+    values = SPECTRA[name](n)
+    matrix = with_spectrum(values, 600).astype(np.float32)
+    (u, s, v), converged = krylov_svd(Dense(matrix), rank, rng=5, block=block)
+    assert converged
+    assert u.dtype == s.dtype == v.dtype == np.float32
+    error = matrix.astype(np.float64) - (u.astype(np.float64) * s) @ v.T.astype(np.float64)
+    assert np.linalg.norm(error) <= 1.001 * np.linalg.norm(values[rank:])
+    assert np.linalg.norm(error, 2) <= 1.001 * values[rank]
+    assert np.abs(u.T @ u - np.eye(rank)).max() < 50 * np.finfo(np.float32).eps
+
+
+def test_a_given_number_of_steps_is_taken():
+    matrix = with_spectrum(SPECTRA["exponential"](60), 70)
+    few = krylov_svd(Dense(matrix), 3, rng=0, block=4, steps=1)
+    more = krylov_svd(Dense(matrix), 3, rng=0, block=4, steps=4)
+    errors = [np.linalg.norm(matrix - (f.svd.left * f.svd.values) @ f.svd.right.T) for f in (few, more)]
+    assert errors[0] > 1.01 * errors[1]
+    assert not more.converged
+    assert krylov_svd(Dense(matrix), 3, rng=0, block=30, steps=9).converged  # the space was complete
 
 
 @pytest.mark.parametrize("rank", [0, 10])

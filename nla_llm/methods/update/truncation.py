@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, namespace
-from nla_llm.linalg import factored_svd, low_rank_factors, singular_values
+from nla_llm.backend import device_of
+from nla_llm.linalg import SVD, factored_svd, low_rank_factors, working
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.methods.update.result import LowRankUpdate
+from nla_llm.methods.update.shared import check_rank, filled_up, from_svd, spectrum_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from nla_llm.problems import UpdateProblem
     from nla_llm.theory import Theory
 
-__all__ = ["TruncatedSVD", "ZeroUpdate", "check_rank", "recompressed", "working_precision"]
+__all__ = ["TruncatedSVD", "ZeroUpdate", "recompressed"]
 
 
 @register("truncated_svd")
@@ -58,14 +59,14 @@ class TruncatedSVD:
         xp, r, op = problem.xp, self.rank, problem.operator
         if low_rank_factors(op) is not None:
             return recompressed(op, r)
-        u, s, vt = xp.linalg.svd(working_precision(op.dense()), full_matrices=False)
-        return LowRankUpdate(u[..., :, :r] * s[..., None, :r], xp.matrix_transpose(vt[..., :r, :]), of=op)
+        u, s, vt = xp.linalg.svd(working(op.dense()), full_matrices=False)
+        return from_svd(SVD(u[..., :, :r], s[..., :r], xp.matrix_transpose(vt[..., :r, :])), problem)
 
     def theory(self, problem: UpdateProblem) -> Theory:
         """Error in every unitarily invariant norm, from the singular values of the update."""
         from nla_llm.theory.yardsticks import eckart_young_theory  # noqa: PLC0415 - SciPy loads there
 
-        return eckart_young_theory(singular_values(problem.operator), self.rank, tuple(problem.delta.shape))
+        return eckart_young_theory(spectrum_of(problem), self.rank, tuple(problem.delta.shape))
 
     def cost(self, problem: UpdateProblem) -> costs.Cost:
         """A dense singular value decomposition, that of an update that is held as an array; two factors to apply."""
@@ -111,9 +112,6 @@ class ZeroUpdate:
         return costs.Cost(apply=costs.formulas.LowRankShape(costs.d_out, costs.d_in, 1).apply(1))
 
 
-# -- what all engines share --------------------------------------------------------------------------------------------
-
-
 def recompressed(adapter: Operator, rank: int) -> LowRankUpdate:
     """The best approximation of a low-rank product by one of smaller rank: QR of both factors and a small SVD.
 
@@ -137,28 +135,6 @@ def recompressed(adapter: Operator, rank: int) -> LowRankUpdate:
     if factors is None:
         raise ValueError(f"{adapter!r} is no low-rank product of fewer columns than the matrix has; pass an adapter")
     xp, (u, s, v) = adapter.xp, factored_svd(*factors)
-    left, right = (_columns(a, rank) for a in (u * s[..., None, :], v))
+    left, right = (filled_up(a, rank) for a in (u * s[..., None, :], v))
     narrow = left.dtype if adapter.dtype not in (xp.float32, xp.float64) else adapter.dtype
     return LowRankUpdate(xp.astype(left, narrow), xp.astype(right, narrow), of=adapter)
-
-
-def _columns(a: Array, number: int) -> Array:
-    """The first columns of ``a``, filled up by zeros where there are fewer."""
-    xp, have = namespace(a), int(a.shape[-1])
-    if have >= number:
-        return a[..., :number]
-    return xp.concat([a, xp.zeros((*a.shape[:-1], number - have), dtype=a.dtype, device=device_of(a))], axis=-1)
-
-
-def check_rank(rank: int, problem: UpdateProblem) -> None:
-    """Refuse a rank above the dimensions of the update."""
-    if rank > min(problem.d_out, problem.d_in):
-        raise ValueError(f"rank={rank} exceeds the dimensions of the update, {problem.d_out} x {problem.d_in}")
-
-
-def working_precision(a: Array) -> Array:
-    """``a`` in float32 where it is narrower and in float64 where it is wider: no library decomposes in any other."""
-    xp = namespace(a)
-    if a.dtype in (xp.float32, xp.float64):
-        return a
-    return xp.astype(a, xp.float32 if a.dtype.itemsize <= 4 else xp.float64)

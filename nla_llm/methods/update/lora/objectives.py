@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 from nla_llm import costs
 from nla_llm.backend import Array, from_numpy, namespace
 from nla_llm.methods.update.lora.factors import Factors
-from nla_llm.methods.update.truncation import working_precision
+from nla_llm.linalg import working
 from nla_llm.operators import Operator
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def regression(
 
 def entries(a: Array | Operator) -> Array:
     """The array, formed where it is given as an operator, in a precision to train in: float32 at least."""
-    return working_precision(a.dense() if isinstance(a, Operator) else a)
+    return working(a.dense() if isinstance(a, Operator) else a)
 
 
 def gradient_cost(d_out: Any, d_in: Any, r: Any, samples: Any | None) -> costs.Operations:

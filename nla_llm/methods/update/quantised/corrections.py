@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from nla_llm import costs
 from nla_llm.arithmetic.quantisers import quantiser
 from nla_llm.backend import Array, namespace
-from nla_llm.linalg import singular_values
+from nla_llm.linalg import singular_values, working
 from nla_llm.methods.registry import Properties, settle, whole_number
-from nla_llm.methods.update.truncation import check_rank, working_precision
+from nla_llm.methods.update.shared import check_rank
 from nla_llm.operators import Dense, LowRank, Operator, Sum
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def check_format(name: str, value: Any) -> None:
 def dense_matrix(problem: UpdateProblem, rank: int = 0) -> Array:
     """The matrix, formed, in a precision that a library decomposes, once the rank is known to fit."""
     check_rank(rank, problem)
-    return working_precision(problem.operator.dense())
+    return working(problem.operator.dense())
 
 
 def calibration(problem: UpdateProblem, dtype: Any) -> Array:
