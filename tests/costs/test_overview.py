@@ -85,9 +85,12 @@ def test_a_mask_of_keys_has_no_crossover_in_n():
     assert row.crossover is None
 
 
+FIXED = [m for m in rows_of("update") if m.name != "adaptive_rank"]  # whose size is known beforehand
+
+
 def test_updates_have_no_exact_row():
-    rows = table(rows_of("update"), nl.UpdateProblem(np.ones((6, 5)), inputs=np.ones((7, 5)))).rows
-    assert {row.name for row in rows} == {method.name for method in rows_of("update")}
+    rows = table(FIXED, nl.UpdateProblem(np.ones((6, 5)), inputs=np.ones((7, 5)))).rows
+    assert {row.name for row in rows} == {method.name for method in FIXED}
 
 
 def test_displays():

@@ -12,8 +12,8 @@ import nla_llm as nl
 from nla_llm.methods import Method, Properties, Unsupported, describe, properties_of, register, registry
 from nla_llm.methods.registry import positive, registered, require, whole_number
 
-ATTENTION = nl.AttentionProblem(np.eye(4), np.eye(4))
-UPDATE = nl.UpdateProblem(np.eye(4))
+ATTENTION = nl.AttentionProblem(np.ones((9, 2)), np.ones((9, 2)))
+UPDATE = nl.UpdateProblem(np.eye(9))
 
 
 @pytest.fixture

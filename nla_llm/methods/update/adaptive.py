@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
+from nla_llm import costs
 from nla_llm.backend import Array, namespace, to_numpy
 from nla_llm.linalg import (
     SVD,
@@ -114,6 +115,28 @@ class AdaptiveRank:
 
         sizes = _size(problem.exact(), self.norm, 1e-3, np.random.default_rng(0), 1e-3).upper
         return tolerance_theory(self.tolerance * sizes, self.norm, self.failure, tuple(problem.delta.shape))
+
+    def cost(self, problem: UpdateProblem) -> costs.Cost:
+        """Multiply-adds of a basis of l columns in whole blocks and of one SVD in it; l is known afterwards.
+
+        Certificates, and looks that did not suffice, come on top. The rank r of the result is at most l.
+        """
+        import sympy  # noqa: PLC0415 - loaded by the first formula only
+
+        d_out, d_in, r, f, size = costs.d_out, costs.d_in, costs.r, costs.formulas, sympy.Symbol("l")
+        b = sympy.Symbol("block")
+        blocks = size / b
+        bases = f.qr(d_out, b) * (3 * blocks - 1) + f.qr(d_in, b) * blocks
+        outside = costs.Operations(madd=5 * d_out * size * (size - b) + (blocks - 1) * d_out * b * (b + 1))
+        small = f.qr(d_in, size) + f.svd(size, size) + f.matmul(d_out, size, size) + f.matmul(d_in, size, size)
+        prepare = (
+            4 * f.matmul(d_out, d_in, size)
+            + bases
+            + outside
+            + small
+            + costs.Operations(draw=d_in * size + d_out * (size - b))
+        )
+        return costs.Cost(prepare=prepare, apply=f.LowRankShape(d_out, d_in, r).apply(1))
 
     def _one(self, op: Operator, rng: np.random.Generator) -> tuple[Array, Array]:
         looks = _Looks(self.failure)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-import sympy
-
 from nla_llm import costs
 from nla_llm.backend import Array, eps, namespace, to_numpy
 from nla_llm.linalg import triangular_factor, widen, working
@@ -95,6 +93,8 @@ class DataAwareSVD:
 
     def cost(self, problem: UpdateProblem) -> costs.Cost:
         """QR of the inputs, of which there are ``samples``; the weighted update, its SVD and one product."""
+        import sympy  # noqa: PLC0415 - loaded by the first formula only
+
         d_out, d_in, r, f = costs.d_out, costs.d_in, costs.r, costs.formulas
         count = costs.Operations
         samples = _samples(problem)

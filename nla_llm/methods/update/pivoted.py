@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
-import sympy
-
 from nla_llm import costs
 from nla_llm.backend import generator
 from nla_llm.linalg import (
@@ -112,13 +110,14 @@ class _Sketched:
         whole_number("power_steps", self.power_steps, at_least=0)
 
     def _pivots(self, problem: UpdateProblem, op: Operator, rng: int | np.random.Generator | None) -> PivotedQR:
-        require(self, problem)
         check_rank(self.rank, problem)
         columns = min(self.rank + self.oversampling, problem.d_out, problem.d_in)
         q = range_finder(op, columns, generator(rng), power_steps=self.power_steps)
         return pivoted_qr(op.xp.matrix_transpose(apply_as(op.T, q)), self.rank)
 
     def _pivots_cost(self) -> costs.Operations:
+        import sympy  # noqa: PLC0415 - loaded by the first formula only
+
         d_out, d_in, r = costs.d_out, costs.d_in, costs.r
         columns = sympy.Min(r + self.oversampling, order())
         sketch = costs.formulas.matmul(d_in, d_out, columns)
@@ -154,6 +153,7 @@ class Interpolative(_Sketched):
 
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = C, the chosen columns, and ``right`` = Tᵀ."""
+        require(self, problem)
         op = working_operator(problem)
         found = self._pivots(problem, op, rng)
         right = op.xp.matrix_transpose(interpolation(found))
@@ -199,6 +199,7 @@ class CURUpdate(_Sketched):
 
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = Q_C (Q_Cᵀ ΔW Q_R), ``right`` = Q_R for orthonormal bases of the columns and of the rows."""
+        require(self, problem)
         op = working_operator(problem)
         t = op.xp.matrix_transpose
         columns = chosen_columns(op, self._pivots(problem, op, rng).columns)

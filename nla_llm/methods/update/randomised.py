@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-import sympy
-
 from nla_llm import costs
 from nla_llm.backend import generator
 from nla_llm.linalg import generalised_nystrom, krylov_svd, randomised_svd
@@ -96,6 +94,8 @@ class RandomisedSVD:
 
     def cost(self, problem: UpdateProblem) -> costs.Cost:
         """Range finder, one product more, QR and an SVD of the small factor."""
+        import sympy  # noqa: PLC0415 - loaded by the first formula only
+
         d_out, d_in, r, f = costs.d_out, costs.d_in, costs.r, costs.formulas
         columns = sympy.Min(r + self.oversampling, order())
         small = f.matmul(d_in, d_out, columns) + f.qr(d_in, columns) + f.svd(columns, columns)
@@ -184,6 +184,8 @@ class KrylovSVD:
         ValueError
             Where the residuals decide on the number of steps.
         """
+        import sympy  # noqa: PLC0415 - loaded by the first formula only
+
         if self.steps is None:
             raise ValueError("the residuals decide on the number of steps; pass steps=... to state a cost beforehand")
         d_out, d_in, r, f = costs.d_out, costs.d_in, costs.r, costs.formulas
@@ -204,11 +206,15 @@ class KrylovSVD:
 
 def _width(step: int, block: int) -> Any:
     """Columns of a block of the Krylov space, cut where the space becomes complete."""
+    import sympy  # noqa: PLC0415 - loaded by the first formula only
+
     return sympy.Max(0, sympy.Min(block, order() - step * block))
 
 
 def _next_block_cost(rows: Any, size: Any, width: Any) -> costs.Operations:
     """Costs of ``linalg.extend_basis``: projection twice, QR, columns that depend replaced, and the same again."""
+    import sympy  # noqa: PLC0415 - loaded by the first formula only
+
     f = costs.formulas
     twice = 2 * (f.matmul(size, rows, width) + f.matmul(rows, size, width) + costs.Operations(add=rows * width))
     lengths = costs.Operations(madd=rows * width, sqrt=width, compare=sympy.Max(0, width - 1))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import sympy
-
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, generator, namespace
 from nla_llm.linalg import singular_values, working
@@ -99,4 +97,6 @@ def scaled_left_cost() -> costs.Cost:
 
 def order() -> Any:
     """The smaller dimension of the update."""
+    import sympy  # noqa: PLC0415 - loaded by the first formula only
+
     return sympy.Min(costs.d_out, costs.d_in)

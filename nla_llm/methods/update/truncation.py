@@ -105,7 +105,7 @@ class ZeroUpdate:
         """The norms of the update: nothing of rank zero is nearer than zero."""
         from nla_llm.theory.yardsticks import eckart_young_theory  # noqa: PLC0415 - SciPy loads there
 
-        return eckart_young_theory(singular_values(problem.operator), 0, tuple(problem.delta.shape))
+        return eckart_young_theory(spectrum_of(problem), 0, tuple(problem.delta.shape))
 
     def cost(self, problem: UpdateProblem) -> costs.Cost:
         """Nothing to prepare; applying it multiplies by a rank of one, though by zeros."""

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import nla_llm as nl
+from nla_llm.arithmetic import CountingGenerator, counted, tally
 from nla_llm.linalg import haar_orthogonal
-from nla_llm.operators import LowRank
+from nla_llm.methods.update.adaptive import _growing
+from nla_llm.operators import Dense, LowRank
 
 SPECTRA = {
     "power": np.arange(1, 121) ** -0.7,
@@ -81,3 +83,23 @@ def test_what_rounding_hides_is_refused():
     problem = nl.UpdateProblem(np.random.default_rng(0).standard_normal((60, 50)).astype(np.float32))
     with pytest.raises(FloatingPointError, match="tolerance=1e-09 in the frobenius norm cannot be certified"):
         nl.method("adaptive_rank", tolerance=1e-9)(problem, rng=0)
+
+
+@pytest.mark.parametrize("rows", [40, 14])
+def test_growing_costs_what_the_formula_says(rows):
+    """Multiply-adds of a basis of three blocks and its SVD, counted; certificates and looks come on top."""
+
+    class AtTwelve:
+        def look(self, captured, smallest):
+            return False
+
+        def rank(self, values):
+            return 12
+
+    method = nl.method("adaptive_rank", tolerance=0.1, block=4)
+    matrix = np.random.default_rng(0).standard_normal((rows, 12))
+    with tally() as counts:
+        (svd,) = _growing(Dense(counted(matrix)), 4, CountingGenerator(np.random.default_rng(0)), AtTwelve())
+    assert svd.values.shape == (12,)
+    formula = method.cost(nl.UpdateProblem(matrix)).at(nl.UpdateProblem(matrix), method, l=12, r=1)
+    assert (formula.prepare.madd, formula.prepare.draw) == (counts.madd, counts.draw)

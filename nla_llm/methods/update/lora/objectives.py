@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, from_numpy, namespace
-from nla_llm.methods.update.lora.factors import Factors
 from nla_llm.linalg import working
+from nla_llm.methods.update.lora.factors import Factors
 from nla_llm.operators import Operator
 
 if TYPE_CHECKING:
