@@ -77,8 +77,8 @@ def figures(records: pd.DataFrame) -> list[Figure]:
         Figure(
             "errors",
             "Relative errors of 256 × 256 matrices of three spectra (columns) in three norms (rows) against the bits "
-            "that are stored for an entry: NF4 in blocks of 64 with corrections of rank 4, 16 and 64, whose factors "
-            "take 16 bits, and in grey no correction but codes of more bits. Means over draws.",
+            "that are stored for an entry: NF4 in blocks of 64 with corrections of growing rank, whose factors take 16 "
+            "bits, and in grey no correction but codes of more bits. Means over draws.",
             pictures.draw_errors,
             pictures.errors(records),
             size=(6.5, 6.4),
@@ -86,9 +86,9 @@ def figures(records: pd.DataFrame) -> list[Figure]:
         ),
         Figure(
             "ratios",
-            "The ratio by which PiSSA is judged, 100 (1 − ‖W − Q − L‖_* / ‖W − Q(W)‖_*), for NF4 in blocks of 64; "
-            "bands: 95 % Student-t intervals over draws. Dashed: what no correction of the plain Q(W) can exceed; LQER "
-            "attains it, the others move Q.",
+            "The ratio by which PiSSA is judged, for NF4 in blocks of 64: by how many per cent the nuclear norm of the "
+            "error is below that of quantising alone; bands: 95 % Student-t intervals over draws. Dashed: what no "
+            "correction of the plain Q(W) can exceed; LQER attains it, the others move Q.",
             pictures.draw_ratios,
             pictures.ratios(records),
             size=(6.5, 3.2),
