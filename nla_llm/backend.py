@@ -27,9 +27,11 @@ Array = Any  # an array of any library that speaks the array API; the standard h
 __all__ = [
     "Array",
     "by_heads",
+    "constant",
     "decomposable",
     "device_of",
     "eps",
+    "exp_in_place",
     "from_numpy",
     "generator",
     "has_tuned_products",
@@ -110,6 +112,30 @@ def from_numpy(a: NDArray[Any], *, like: Array, dtype: Any = None) -> Array:
 def device_of(x: Array) -> Any:
     """Device on which ``x`` lives."""
     return x.device if hasattr(x, "device") else array_api_compat.device(x)
+
+
+def constant(value: float, *, like: Array) -> Array:
+    """A number as an array without axes, in the library, dtype and device of ``like``: no operand widens by it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> (np.ones(2, np.float16) + constant(0.5, like=np.ones(1, np.float16))).dtype.name
+    'float16'
+    """
+    return namespace(like).asarray(value, dtype=like.dtype, device=device_of(like))
+
+
+def exp_in_place(a: Array) -> Array:
+    """exp(a) of an array that nobody else holds: NumPy writes it over ``a``, other libraries into a new array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> exp_in_place(np.zeros(2)).tolist()
+    [1.0, 1.0]
+    """
+    return np.exp(a, out=a) if is_numpy(a) else namespace(a).exp(a)
 
 
 def eps(x: Array) -> float:
@@ -210,7 +236,7 @@ def matmul_where(a: Array, b: Array, keep: Array, fill: float = 0.0) -> Array:
     if hasattr(xp, "matmul_where"):
         return xp.matmul_where(a, b, keep, fill)
     product = a @ b
-    return xp.where(keep, product, xp.asarray(fill, dtype=product.dtype, device=device_of(product)))
+    return xp.where(keep, product, constant(fill, like=product))
 
 
 def thread_count() -> int:

@@ -26,9 +26,11 @@ import sympy
 from nla_llm.backend import to_numpy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nla_llm.problems import AttentionProblem
 
-__all__ = ["AttentionSizes", "structural_pairs", "symbols_of", "values", "visible_pairs"]
+__all__ = ["AttentionSizes", "size_function", "structural_pairs", "symbols_of", "values", "visible_pairs"]
 
 n, n_q, n_k, d, d_v, m, r, c, w, p, d_out, d_in = sympy.symbols("n n_q n_k d d_v m r c w p d_out d_in")
 
@@ -131,3 +133,23 @@ def _count_visible_pairs(problem: AttentionProblem) -> int:
     if problem.window is None and not problem.causal:
         return int(key.size * problem.n_q)
     return int(np.sum(last - first))
+
+
+def size_function(name: str, evaluate: Callable[..., int], arguments: int = 3) -> Any:
+    """A function of SymPy that evaluates where its arguments are whole numbers, for counts that have no formula.
+
+    Examples
+    --------
+    >>> halvings = size_function("halvings", lambda size: size.bit_length() - 1, 1)
+    >>> 2 * halvings(n), (2 * halvings(n)).subs(n, 20)
+    (2*halvings(n), 8)
+    """
+
+    def number(*sizes: Any) -> int:
+        return int(evaluate(*map(int, sizes)))
+
+    def evaluated(cls: Any, *sizes: Any) -> Any:  # noqa: ARG001
+        return sympy.Integer(number(*sizes)) if all(x.is_Integer for x in sizes) else None
+
+    members = {"eval": classmethod(evaluated), "nargs": arguments, "_imp_": staticmethod(number)}  # _imp_: lambdify
+    return type(name, (sympy.Function,), members)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from nla_llm.backend import Array, by_heads, device_of, matmul, namespace
+from nla_llm.backend import Array, by_heads, constant, device_of, matmul, namespace
 from nla_llm.operators.base import Operator
 from nla_llm.operators.lowrank import Selection
 
@@ -257,14 +257,14 @@ def in_rows(x: Array, blocks: int, size: int) -> Array:
 def _monarch(n_q: int, left: Array, right: Array, x: Array) -> Array:
     xp, (c, _, i) = namespace(left), right.shape[-3:]
     inner = matmul(right, in_rows(x[..., 0, :, :], c, i))  # (..., C, J, columns)
-    y = matmul(xp.matrix_transpose(left), _swap(inner))  # (..., J, A, columns)
-    return _rows(_swap(y), n_q)
+    y = matmul(xp.matrix_transpose(left), swap_blocks(inner))  # (..., J, A, columns)
+    return _rows(swap_blocks(y), n_q)
 
 
 def _monarch_transposed(n_k: int, left: Array, right: Array, y: Array) -> Array:
     xp, (j, _, a) = namespace(left), left.shape[-3:]
-    inner = matmul(left, _swap(in_rows(y[..., 0, :, :], a, j)))  # (..., J, C, columns)
-    x = matmul(xp.matrix_transpose(right), _swap(inner))  # (..., C, I, columns)
+    inner = matmul(left, swap_blocks(in_rows(y[..., 0, :, :], a, j)))  # (..., J, C, columns)
+    x = matmul(xp.matrix_transpose(right), swap_blocks(inner))  # (..., C, I, columns)
     return _rows(x, n_k)
 
 
@@ -272,11 +272,11 @@ def _rows(y: Array, n: int) -> Array:
     return namespace(y).reshape(y, (*y.shape[:-3], -1, y.shape[-1]))[..., :n, :]
 
 
-def _swap(x: Array) -> Array:
+def swap_blocks(x: Array) -> Array:
     """The two axes before the last exchanged."""
     return namespace(x).moveaxis(x, -3, -2)
 
 
 def _keep(mask: Array, x: Array) -> Array:
     xp = namespace(x)
-    return xp.where(mask, x, xp.zeros((), dtype=x.dtype, device=device_of(x)))
+    return xp.where(mask, x, constant(0.0, like=x))

@@ -6,7 +6,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from nla_llm.backend import Array, device_of, matmul, namespace
+from nla_llm.backend import Array, constant, device_of, matmul, namespace
 from nla_llm.operators.base import Operator
 from nla_llm.operators.lowrank import Selection
 
@@ -63,7 +63,7 @@ class SortedBlocks(Operator):
         blocks = self.xp.matrix_transpose(self.blocks)
         x = _through(blocks, y, self.queries.token, self.keys.slot)
         hidden = self.keys.block[..., None] < 0
-        return self.xp.where(hidden, self.xp.zeros((), dtype=x.dtype, device=device_of(x)), x)
+        return self.xp.where(hidden, constant(0.0, like=x), x)
 
 
 def cut_into_blocks(order: Array, count: int, mask: Array | None, *, like: Array) -> Sorting:

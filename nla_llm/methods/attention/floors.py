@@ -1,22 +1,25 @@
-"""What methods promise from their structure alone: the floor below which none of its kind comes."""
+"""What promises need of the exact matrix, and the floors that structure alone gives to any matrix of its kind."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from nla_llm.backend import to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
+    from nla_llm.operators import Operator
     from nla_llm.problems import AttentionProblem
     from nla_llm.theory import Theory
     from nla_llm.theory.bound import Matrix
     from nla_llm.theory.floors import Block
 
-__all__ = ["block_rank_floor", "few_columns_floor", "few_entries_floor", "rank_floor"]
+__all__ = ["block_rank_floor", "few_columns_floor", "few_entries_floor", "rank_floor", "squared_norm"]
 
 
 def rank_floor(problem: AttentionProblem, rank: int) -> Theory:
@@ -48,6 +51,13 @@ def few_columns_floor(problem: AttentionProblem, m: int) -> Theory:
     from nla_llm.theory.floors import few_columns_floor_theory  # noqa: PLC0415 - SciPy loads there
 
     return few_columns_floor_theory(lambda: _entries(problem), m, problem.exact().shape)
+
+
+def squared_norm(op: Operator, *, block: int = 256) -> NDArray[Any]:
+    """‖A‖_F² of the batch shape, from blocks of rows: the one number that theory needs of the exact matrix."""
+    starts = range(0, op.shape[-2], block)
+    parts = [to_numpy(op.xp.sum(op.rows(s, s + block) ** 2, axis=(-2, -1))) for s in starts]
+    return np.asarray(np.sum(parts, axis=0))
 
 
 def _entries(problem: AttentionProblem) -> Matrix:

@@ -9,8 +9,8 @@ import numpy as np
 
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, generator, namespace, to_numpy
+from nla_llm.methods.attention.floors import squared_norm
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
-from nla_llm.methods.attention.randomised.near_tokens import squared_norm
 from nla_llm.methods.attention.sampled.samples import (
     draw_without_replacement,
     draw_without_replacement_cost,

@@ -7,7 +7,7 @@ tokens, so a sequence that grows keeps its boxes, and leaving away the last keys
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,11 +17,8 @@ from nla_llm.methods.registry import Properties
 from nla_llm.operators import Panel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
-    from nla_llm.problems import AttentionProblem
 
 __all__ = [
     "PROMISES",
@@ -29,11 +26,9 @@ __all__ = [
     "Level",
     "Near",
     "boxes_of",
-    "enough_keys",
     "known",
     "near_counts",
     "near_field",
-    "size_function",
 ]
 
 
@@ -131,7 +126,7 @@ def near_field(q: Array, k: Array, mask: Array | None, boxes: Boxes) -> tuple[li
 
 
 def known(top: Array) -> Array:
-    """Largest logits with −∞ written in where there are none, so that they can be compared."""
+    """Largest logits (..., n_q), −∞ instead of whatever stands where no key is visible, so that they compare."""
     xp = namespace(top)
     return xp.where(top > -xp.inf, top, xp.full_like(top, -xp.inf))
 
@@ -141,23 +136,3 @@ def near_counts(boxes: Boxes) -> tuple[int, NDArray[np.bool_]]:
     tiles = [near.seen for near in boxes.near()]
     rows = np.concatenate([seen.any(axis=-1).reshape(-1) for seen in tiles])
     return sum(int(seen.sum()) for seen in tiles), rows
-
-
-def size_function(name: str, evaluate: Callable[[int, int, int], int]) -> Any:
-    """A function of SymPy in (n_q, n_k, m) that evaluates where these are numbers: sums over levels have no formula."""
-    import sympy  # noqa: PLC0415 - loads only where a cost is asked for
-
-    def number(*sizes: Any) -> int:
-        return int(evaluate(*map(int, sizes)))
-
-    def evaluated(cls: Any, *sizes: Any) -> Any:  # noqa: ARG001
-        return sympy.Integer(number(*sizes)) if all(x.is_Integer for x in sizes) else None
-
-    members = {"eval": classmethod(evaluated), "nargs": 3, "_imp_": staticmethod(number)}  # the last for lambdify
-    return type(name, (sympy.Function,), members)
-
-
-def enough_keys(m: int, problem: AttentionProblem) -> None:
-    """Refuse a budget beyond the number of keys."""
-    if m > problem.n_k:
-        raise ValueError(f"m={m} exceeds the number of keys, n_k={problem.n_k}; pass m <= n_k")

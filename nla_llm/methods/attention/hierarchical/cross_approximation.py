@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, eps, is_numpy, largest, namespace, parallel
+from nla_llm.backend import Array, constant, device_of, eps, is_numpy, largest, namespace, parallel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -142,7 +142,7 @@ def _references(x: Array, y: Array, near: Array, shown: Array, references: Array
     index = xp.broadcast_to(t(references), (*references.shape[:-2], references.shape[-1], y.shape[-1]))
     seen = t(xp.take_along_axis(shown, references, axis=-1))
     logits = xp.take_along_axis(y, index, axis=-2) @ t(x)
-    logits = xp.where(seen, logits, xp.asarray(-xp.inf, dtype=x.dtype, device=device_of(x)))
+    logits = xp.where(seen, logits, constant(-xp.inf, like=x))
     merit = _log_sum_exp(logits, factor=y.shape[-2] / references.shape[-1])
     scale = _log_sum_exp(xp.concat([t(near), merit], axis=-2))
     scale = xp.where(scale > -xp.inf, scale, xp.zeros_like(scale))  # a mask hides all that is known of the row

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, decomposable, device_of, namespace, to_numpy
+from nla_llm.backend import Array, constant, decomposable, device_of, namespace, to_numpy
 from nla_llm.methods.attention.floors import block_rank_floor
 from nla_llm.methods.attention.hierarchical.boxes import (
     PROMISES,
     boxes_of,
-    enough_keys,
     near_counts,
     near_field,
-    size_function,
 )
 from nla_llm.methods.attention.hierarchical.cross_approximation import (
     cross_approximation,
@@ -25,7 +23,7 @@ from nla_llm.methods.attention.hierarchical.cross_approximation import (
     references_of,
     take_blocks,
 )
-from nla_llm.methods.attention.sparse.tiles import rescaled
+from nla_llm.methods.attention.sparse.tiles import enough_keys, rescaled
 from nla_llm.methods.registry import Properties, one_of, register, require, settle, whole_number
 from nla_llm.operators import (
     BlockLowRank,
@@ -227,7 +225,7 @@ def _block_sum(name: str, reach: int, causal: bool) -> Any:
     def evaluate(n_q: int, n_k: int, m: int) -> int:
         return int(getattr(_block_counts(n_q, n_k, m, reach, causal), name))
 
-    return size_function(f"h_matrix_{name}", evaluate)
+    return costs.symbols.size_function(f"h_matrix_{name}", evaluate)
 
 
 # -- the order of a projection -------------------------------------------------------------------------------------
@@ -241,17 +239,17 @@ def _projection_order(problem: AttentionProblem, q: Array) -> tuple[Array, Array
     shown = xp.ones((problem.n_k,), dtype=xp.bool, device=device) if mask is None else mask
     direction = xp.astype(_principal_direction(decomposable(k), shown), k.dtype, copy=False)
     along = (k @ direction)[..., 0]
-    along = xp.where(shown, along, xp.asarray(xp.inf, dtype=k.dtype, device=device))
+    along = xp.where(shown, along, constant(xp.inf, like=k))
     return xp.argsort((q @ direction)[..., 0], axis=-1), xp.argsort(along, axis=-1)
 
 
 def _principal_direction(k: Array, shown: Array) -> Array:
     """Direction (..., d, 1) in which the shown keys vary most, by the power method; its largest entry is one."""
-    xp, device = namespace(k), device_of(k)
+    xp = namespace(k)
     t = xp.matrix_transpose
     count = xp.astype(xp.sum(xp.astype(shown, xp.int64), axis=-1), k.dtype)[..., None, None]
     mean = (xp.astype(shown, k.dtype)[..., None, :] @ xp.where(shown[..., None], k, xp.zeros_like(k))) / count
-    centred = xp.where(shown[..., None], k - mean, xp.zeros((), dtype=k.dtype, device=device))
+    centred = xp.where(shown[..., None], k - mean, constant(0.0, like=k))
     centred = _over_largest(centred, (-2, -1))
     covariance = t(centred) @ centred
     largest = xp.argmax(xp.linalg.diagonal(covariance), axis=-1, keepdims=True)[..., None]

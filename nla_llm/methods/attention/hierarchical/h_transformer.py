@@ -14,13 +14,11 @@ from nla_llm.methods.attention.hierarchical.boxes import (
     PROMISES,
     Level,
     boxes_of,
-    enough_keys,
     known,
     near_counts,
     near_field,
-    size_function,
 )
-from nla_llm.methods.attention.sparse.tiles import rescaled, tile_softmax, to_tiles
+from nla_llm.methods.attention.sparse.tiles import enough_keys, rescaled, tile_softmax, to_tiles
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import (
     Diagonal,
@@ -240,4 +238,4 @@ def _coarse_sum(name: str, causal: bool) -> Any:
     def evaluate(n_q: int, n_k: int, m: int) -> int:
         return int(getattr(_coarse_counts(n_q, n_k, m, causal), name))
 
-    return size_function(f"h_transformer_{name}", evaluate)
+    return costs.symbols.size_function(f"h_transformer_{name}", evaluate)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, namespace
+from nla_llm.backend import Array, constant, device_of, namespace
 from nla_llm.methods.attention.floors import block_rank_floor
+from nla_llm.methods.attention.sparse.tiles import enough_keys
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import MonarchMatrix
-from nla_llm.operators.hierarchy import by_heads_of_blocks, in_rows
+from nla_llm.operators.hierarchy import by_heads_of_blocks, in_rows, swap_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,8 +83,7 @@ class MonarchAttention:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Operator:
         """Operator of class MonarchMatrix."""
         require(self, problem)
-        if self.m > problem.n_k:
-            raise ValueError(f"m={self.m} keys of a block are more than there are, n_k={problem.n_k}; pass m <= n_k")
+        enough_keys(self.m, problem)
         xp, (a, j, c, i) = problem.xp, _sizes(problem.n_q, problem.n_k, self.m)
         device = device_of(problem.q)
         queries, keys = in_rows(problem.scale * problem.q, a, j), in_rows(problem.k, c, i)
@@ -160,7 +160,7 @@ def _right(mean: Array, keys: Array, shown: Array) -> tuple[Array, Array, Array]
     some = total > 0
     total = xp.where(some, total, xp.ones_like(total))
     right /= total
-    shift = xp.where(shown, logits, xp.zeros((), dtype=logits.dtype, device=device_of(logits)))
+    shift = xp.where(shown, logits, constant(0.0, like=logits))
     entropy = xp.log(total) - xp.sum(right * shift, axis=-1, keepdims=True)
     return right, right @ keys, xp.where(some, entropy, xp.full_like(entropy, -xp.inf))
 
@@ -168,8 +168,8 @@ def _right(mean: Array, keys: Array, shown: Array) -> tuple[Array, Array, Array]
 def _left(beta: Array, entropy: Array, queries: Array) -> Array:
     """log L (..., J, C, A)."""
     xp = namespace(beta)
-    logits = _swap(beta) @ xp.matrix_transpose(_swap(queries))
-    logits += _swap(entropy)
+    logits = swap_blocks(beta) @ xp.matrix_transpose(swap_blocks(queries))
+    logits += swap_blocks(entropy)
     logits -= xp.max(logits, axis=-2, keepdims=True)
     logits -= xp.log(xp.sum(xp.exp(logits), axis=-2, keepdims=True))
     return logits
@@ -181,20 +181,15 @@ def _means(left: Array, queries: Array, real: Array) -> Array:
     logits = _visible(left, real)
     weights = xp.exp(logits - _finite(xp.max(logits, axis=-1, keepdims=True)))
     total = xp.sum(weights, axis=-1, keepdims=True)
-    return _swap(weights @ _swap(queries) / xp.where(total > 0, total, xp.ones_like(total)))
+    return swap_blocks(weights @ swap_blocks(queries) / xp.where(total > 0, total, xp.ones_like(total)))
 
 
 def _visible(logits: Array, shown: Array) -> Array:
     xp = namespace(logits)
-    return xp.where(shown, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(logits)))
+    return xp.where(shown, logits, constant(-xp.inf, like=logits))
 
 
 def _finite(top: Array) -> Array:
     """A shift that can be taken off: 0 where all is hidden."""
     xp = namespace(top)
     return xp.where(top > -xp.inf, top, xp.zeros_like(top))
-
-
-def _swap(x: Array) -> Array:
-    """The two axes before the last exchanged."""
-    return namespace(x).moveaxis(x, -3, -2)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, from_numpy, is_numpy, namespace, parallel, to_numpy
+from nla_llm.backend import Array, by_heads, constant, from_numpy, is_numpy, namespace, parallel, to_numpy
 from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
@@ -380,7 +380,7 @@ def _reweighted(x: Array, length: int) -> Array:
     cosine, sine = (from_numpy(f(angle), like=x, dtype=x.dtype) for f in (np.cos, np.sin))
 
     def features(part: Array) -> Array:
-        positive = xp.maximum(part, xp.zeros((), dtype=part.dtype, device=device_of(part)))
+        positive = xp.maximum(part, constant(0.0, like=part))
         return xp.concat([positive * cosine, positive * sine], axis=-1)
 
     return by_heads(features, x)

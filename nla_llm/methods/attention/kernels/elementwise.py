@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, namespace
+from nla_llm.backend import Array, by_heads, constant, namespace
 from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import CHUNK, Features, kernel_attention, kernel_attention_cost
 from nla_llm.methods.registry import Properties, register, require
@@ -102,14 +102,11 @@ class ReluFeatures:
 def _elu_plus_one(x: Array) -> Array:
     """1 + x for x > 0 and exp(x) otherwise; the exponential only ever sees the negative part."""
     xp = namespace(x)
-    features = xp.exp(xp.minimum(x, _zero(x)))
-    features += xp.maximum(x, _zero(x))
+    zero = constant(0.0, like=x)
+    features = xp.exp(xp.minimum(x, zero))
+    features += xp.maximum(x, zero)
     return features
 
 
 def _relu(x: Array) -> Array:
-    return namespace(x).maximum(x, _zero(x))
-
-
-def _zero(x: Array) -> Array:
-    return namespace(x).zeros((), dtype=x.dtype, device=device_of(x))
+    return namespace(x).maximum(x, constant(0.0, like=x))

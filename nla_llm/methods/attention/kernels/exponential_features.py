@@ -17,11 +17,21 @@ from math import log, pi, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, decomposable, device_of, from_numpy, generator, namespace, to_numpy
+from nla_llm.backend import (
+    Array,
+    by_heads,
+    constant,
+    decomposable,
+    device_of,
+    from_numpy,
+    generator,
+    namespace,
+    to_numpy,
+)
 from nla_llm.methods.attention.kernels.directions import ENSEMBLES, Directions
 from nla_llm.methods.attention.kernels.linear_attention import Features, half_square_norm, kernel_attention_cost
 from nla_llm.methods.attention.kernels.random_features import RandomFeatures, mean_of_tokens, promises
-from nla_llm.methods.registry import positive, register
+from nla_llm.methods.registry import Properties, positive, register
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -58,7 +68,7 @@ class PhaseFeatures(RandomFeatures):
     ((3, 3), False)
     """
 
-    properties = promises("trigonometric", nonnegative=False)
+    properties: ClassVar[Properties] = promises("trigonometric", nonnegative=False)
     centre: ClassVar[int] = 1
 
     @property
@@ -212,8 +222,8 @@ class GerfFeatures(_OneRho):
     (False, True)
     """
 
-    properties = promises("exponential", nonnegative=True)
-    balanced = False
+    properties: ClassVar[Properties] = promises("exponential", nonnegative=True)
+    balanced: ClassVar[bool] = False
 
     def _balance(self, x: Array, y: Array, mask: Array | None) -> tuple[Array, Array]:
         return x, y
@@ -239,17 +249,17 @@ class SaderfFeatures(_OneRho):
     (3, 3)
     """
 
-    properties = replace(
+    properties: ClassVar[Properties] = replace(
         promises("exponential", nonnegative=True),
         supports=frozenset({"key_mask"}),
         refusals={"causal": "the balance of queries and keys is read off all keys"},
     )
-    balanced = True
+    balanced: ClassVar[bool] = True
 
     def _balance(self, x: Array, y: Array, mask: Array | None) -> tuple[Array, Array]:
         xp = namespace(x)
         square_x, square_y = mean_of_tokens(x * x, None), mean_of_tokens(y * y, mask)
-        one = xp.ones((), dtype=x.dtype, device=device_of(x))
+        one = constant(1.0, like=x)
         both = (square_x > 0) & (square_y > 0)
         ratio = xp.sqrt(xp.where(both, square_y, one)) / xp.sqrt(xp.where(both, square_x, one))
         psi = xp.sqrt(ratio)
@@ -287,7 +297,7 @@ class SderfFeatures(RandomFeatures):
     (3, 3)
     """
 
-    properties = replace(
+    properties: ClassVar[Properties] = replace(
         promises("exponential", nonnegative=True),
         supports=frozenset({"key_mask"}),
         refusals={"causal": "the matrix of the exponent is read off all keys"},
@@ -318,7 +328,7 @@ class SderfFeatures(RandomFeatures):
         mixed = xp.matrix_transpose(mean_x) * mean_y
         moment = _second_moment(x, None) + _second_moment(y, mask) + mixed + xp.matrix_transpose(mixed)
         eigenvalues, basis = xp.linalg.eigh(moment)
-        zero = xp.zeros((), dtype=x.dtype, device=device_of(x))
+        zero = constant(0.0, like=x)
         rho = optimal_rho(xp.maximum(eigenvalues, zero), 1)  # negative ones are rounding: M is semidefinite
         return xp.astype(rho, dtype, copy=False), xp.astype(basis, dtype, copy=False)
 
@@ -391,6 +401,6 @@ def _mean_cost(tokens: Any, columns: Any, *, masked: bool = False, means: int = 
     return cost + costs.Operations(mul=tokens * columns, div=means * tokens) + means * costs.formulas.sum_of(tokens)
 
 
-def _without_causal(properties: Any, what: str) -> Any:
+def _without_causal(properties: Properties, what: str) -> Properties:
     refusals = {**properties.refusals, "causal": f"{what} is read off all keys; pass a number"}
     return replace(properties, supports=properties.supports - {"causal"}, refusals=refusals)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, namespace
+from nla_llm.backend import Array, by_heads, constant, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ class Features:
         keep = mask[..., None]
 
         def blank(a: Array | None, fill: float) -> Array | None:
-            return None if a is None else xp.where(keep, a, xp.asarray(fill, dtype=a.dtype, device=device_of(a)))
+            return None if a is None else xp.where(keep, a, constant(fill, like=a))
 
         return replace(
             self, amplitude=blank(self.amplitude, 0.0), log=blank(self.log, -xp.inf), row=blank(self.row, -xp.inf)

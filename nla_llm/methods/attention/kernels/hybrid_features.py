@@ -11,8 +11,8 @@ from nla_llm.backend import Array, from_numpy, generator, namespace
 from nla_llm.methods.attention.kernels.directions import ENSEMBLES, Directions
 from nla_llm.methods.attention.kernels.features import Features, MadeByRows, half_square_norm
 from nla_llm.methods.attention.kernels.linear_attention import kernel_attention_cost
-from nla_llm.methods.attention.kernels.random_features import RandomFeatures, promises
-from nla_llm.methods.registry import one_of, positive, register, whole_number
+from nla_llm.methods.attention.kernels.random_features import RandomFeatures, promises, waves
+from nla_llm.methods.registry import Properties, one_of, positive, register, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ class HybridFeatures(RandomFeatures):
     weight: str = "angular"
     r: int = 1
     width: float = 1.0
-    properties = replace(promises("hybrid", nonnegative=False), partial=True)
+    properties: ClassVar[Properties] = replace(promises("hybrid", nonnegative=False), partial=True)
     centre: ClassVar[int] = 0
 
     def __post_init__(self, orthogonal: bool) -> None:
@@ -155,7 +155,7 @@ def _separated(x: Array, projection: Array, side: Array, *, of_queries: bool) ->
     above = side >= 0
     own = xp.concat([xp.where(above, zero, beyond), xp.where(above, beyond, zero)], axis=-1)  # (..., n, 2r)
     other = own if of_queries else xp.concat([own[..., r:], own[..., :r]], axis=-1)
-    half, wave = half_square_norm(x), _wave(projection)
+    half, wave = half_square_norm(x), waves(projection)
     log_positive = _flat(other[..., None] + (projection - 2.0 * half)[..., None, :])
     log_wave = _flat(xp.broadcast_to(own[..., None], (*own.shape, 2 * m)))
     amplitudes = [xp.ones_like(log_positive)] + [wave] * (2 * r)
@@ -167,22 +167,17 @@ def _waves_of_weight(x: Array, projection: Array, angle: Array, *, of_queries: b
     """Each positive feature times cosine and sine of each τ; each trigonometric one times these and times one."""
     xp = namespace(x)
     m, r = projection.shape[-1], angle.shape[-1]
-    weight, one = _wave(angle), xp.ones_like(angle[..., :1])
+    weight, one = waves(angle), xp.ones_like(angle[..., :1])
     rest = weight
     if of_queries:  # r λ̂ = Σ (cos cos − sin sin), and r (1 − λ̂) = r − r λ̂
         weight = xp.concat([weight[..., :r], -weight[..., r:]], axis=-1)
         rest, one = -weight, float(r) * one
     rest = xp.concat([one, rest], axis=-1)
-    half, wave = half_square_norm(x), _wave(projection)
+    half, wave = half_square_norm(x), waves(projection)
     positive = _flat(xp.broadcast_to(weight[..., None], (*weight.shape, m)))
     trigonometric = _flat(rest[..., None] * wave[..., None, :])
     logs = [projection - 2.0 * half] * (2 * r) + [xp.zeros_like(trigonometric)]
     return Features(xp.concat([positive, trigonometric], axis=-1), xp.concat(logs, axis=-1), row=half)
-
-
-def _wave(angle: Array) -> Array:
-    xp = namespace(angle)
-    return xp.concat([xp.cos(angle), xp.sin(angle)], axis=-1)
 
 
 def _flat(a: Array) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, is_numpy, namespace, parallel
+from nla_llm.backend import Array, by_heads, constant, exp_in_place, is_numpy, namespace, parallel
 from nla_llm.methods.attention.kernels.features import Features, MadeByRows, half_square_norm, half_square_norm_cost
 from nla_llm.operators import CausalLowRank, LowRank, RowNormalised
 
@@ -115,24 +115,19 @@ def _after_adding(function: Callable[..., Any], log: Array, other: Array) -> Any
 def _exp_below_maximum_of_columns(log: Array) -> tuple[Array, Array]:
     top = namespace(log).max(log, axis=-2, keepdims=True)
     log -= _finite(top)
-    return _exp_of_fresh(log), top
+    return exp_in_place(log), top
 
 
 def _exp_below_maximum_of_rows(log: Array) -> tuple[Array, Array]:
     top = _finite(namespace(log).max(log, axis=-1, keepdims=True))
     log -= top
-    return _exp_of_fresh(log), top
+    return exp_in_place(log), top
 
 
 def _finite(top: Array) -> Array:
     """A scale that can be taken off: 0 for a feature that no key has, or a query that shares none with any key."""
     xp = namespace(top)
-    return xp.where(top == -xp.inf, xp.asarray(0.0, dtype=top.dtype, device=device_of(top)), top)
-
-
-def _exp_of_fresh(a: Array) -> Array:
-    """exp(a) of an array that nobody else holds."""
-    return np.exp(a, out=a) if is_numpy(a) else namespace(a).exp(a)
+    return xp.where(top == -xp.inf, constant(0.0, like=top), top)
 
 
 def _scale_causal(queries: Features, keys: Features, chunk: int) -> _Scaled:
@@ -147,7 +142,7 @@ def _scale_causal(queries: Features, keys: Features, chunk: int) -> _Scaled:
     xp = namespace(log_q)
     row_scale = _finite(xp.max(log_q, axis=-1, keepdims=True))
     log_q -= row_scale
-    exp_q, exp_k = by_heads(_exp_of_fresh, log_q), by_heads(_exp_of_fresh, log_k)
+    exp_q, exp_k = by_heads(exp_in_place, log_q), by_heads(exp_in_place, log_k)
     return _Scaled(exp_q, exp_k, row_scale if queries.row is None else row_scale + queries.row, decay, chunk)
 
 

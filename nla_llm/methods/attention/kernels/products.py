@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, from_numpy, namespace
+from nla_llm.backend import Array, by_heads, constant, from_numpy, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ def unit_rows(x: Array) -> tuple[Array, Array]:
     """x/|x| and log|x| (..., n, 1) of each row; a row of zeros stays one, and its logarithm is zero too."""
     xp = namespace(x)
     norm = xp.linalg.vector_norm(x, axis=-1, keepdims=True)
-    norm = xp.where(norm > 0, norm, xp.ones((), dtype=x.dtype, device=device_of(x)))
+    norm = xp.where(norm > 0, norm, constant(1.0, like=x))
     return x / norm, xp.log(norm)
 
 

@@ -184,6 +184,7 @@ class RandomFeatures(ABC):
 
 
 def mean_of_tokens(x: Array, mask: Array | None) -> Array:
+    """Mean over the visible tokens of x (..., n, c): an array (..., 1, c)."""
     xp = namespace(x)
     if mask is None:
         return xp.mean(x, axis=-2, keepdims=True)
@@ -191,12 +192,14 @@ def mean_of_tokens(x: Array, mask: Array | None) -> Array:
     return xp.sum(weights / xp.sum(weights, axis=-2, keepdims=True) * x, axis=-2, keepdims=True)
 
 
-def _waves(angle: Array) -> Array:
+def waves(angle: Array) -> Array:
+    """Cosines, then sines, along the last axis."""
     xp = namespace(angle)
     return xp.concat([xp.cos(angle), xp.sin(angle)], axis=-1)
 
 
 def promises(family: str, *, nonnegative: bool) -> Properties:
+    """What unbiased random features promise."""
     return Properties(
         family=family,
         budget="m",
@@ -298,10 +301,10 @@ class TrigonometricFeatures(RandomFeatures):
     @staticmethod
     def features(x: Array, projection: Array) -> Features:
         """A cosine and a sine for each direction, with the norm as a logarithmic scale of the row."""
-        return Features(amplitude=by_heads(_waves, projection), row=half_square_norm(x))
+        return Features(amplitude=by_heads(waves, projection), row=half_square_norm(x))
 
     @staticmethod
     def _kernel_cost(problem: AttentionProblem) -> costs.Cost:
         n_q, n_k, _, _ = costs.symbols_of(problem)
-        waves = costs.Operations(exp=(n_q + n_k) * 2 * costs.m)
-        return costs.Cost(prepare=waves) + kernel_attention_cost(problem, 2 * costs.m, amplitude=True, row=True)
+        cosines = costs.Operations(exp=(n_q + n_k) * 2 * costs.m)
+        return costs.Cost(prepare=cosines) + kernel_attention_cost(problem, 2 * costs.m, amplitude=True, row=True)

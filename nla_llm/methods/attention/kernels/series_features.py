@@ -18,6 +18,7 @@ from nla_llm import costs
 from nla_llm.backend import (
     Array,
     by_heads,
+    constant,
     device_of,
     from_numpy,
     generator,
@@ -169,7 +170,7 @@ def _product_to_degree(x: Array, *, forms: Sequence[Array], degrees: NDArray[np.
     On NumPy the forms that no feature uses are left out, which gives the same numbers.
     """
     xp = namespace(x)
-    one = xp.ones((), dtype=x.dtype, device=device_of(x))
+    one = constant(1.0, like=x)
     product = xp.ones((*x.shape[:-1], 0), dtype=x.dtype, device=device_of(x))
     for level, w in reversed(list(enumerate(forms, start=1))):
         width = w.shape[0]
@@ -338,7 +339,7 @@ def _signed_powers(x: Array, omega: Array) -> tuple[Array, Array]:
     Signs come from the parity of the powers of negative coordinates: a sum of halves is whole where it is even.
     """
     xp = namespace(x)
-    one, half, zero, dead = (xp.full((), c, dtype=x.dtype, device=device_of(x)) for c in (1.0, 0.5, 0.0, _DEAD))
+    one, half, zero, dead = (constant(c, like=x) for c in (1.0, 0.5, 0.0, _DEAD))
     present = x != zero
     log = xp.log(xp.where(present, xp.abs(x), one)) @ omega
     halves = xp.where(present, xp.where(x < zero, half, zero), dead) @ omega

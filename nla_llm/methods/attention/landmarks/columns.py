@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, decomposable, device_of, eps, generator, namespace
+from nla_llm.backend import Array, by_heads, constant, decomposable, device_of, eps, generator, namespace
 from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import (
     Features,
@@ -151,7 +151,7 @@ def random_pivots(tokens: Array, diagonal: Array, *, u: Array, balance: float) -
     tilt = xp.exp(log_tilt - xp.max(log_tilt, axis=-1, keepdims=True))
     factor = xp.zeros((*tokens.shape[:-2], m, tokens.shape[-2]), dtype=tokens.dtype, device=device_of(tokens))
     place = xp.arange(tokens.shape[-2], device=device_of(tokens))
-    smallest, one = m * eps(tokens), xp.ones((), dtype=tokens.dtype, device=device_of(tokens))
+    smallest, one = m * eps(tokens), constant(1.0, like=tokens)
     zero = xp.zeros_like(one)
     pivots, fresh_steps = [], []
     for i in range(m):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, namespace
+from nla_llm.backend import Array, by_heads, constant, device_of, namespace
 from nla_llm.methods.attention.kernels.linear_attention import half_square_norm
 from nla_llm.operators import Selection
 
@@ -87,7 +87,7 @@ def _gaussian(x: Array, y: Array) -> Array:
     log = x @ xp.matrix_transpose(y)
     log -= half_square_norm(x)
     log -= xp.matrix_transpose(half_square_norm(y))
-    zero = xp.zeros((), dtype=log.dtype, device=device_of(log))
+    zero = constant(0.0, like=log)
     return xp.exp(xp.minimum(log, zero))  # above zero there is only rounding, which grows with |x|²
 
 

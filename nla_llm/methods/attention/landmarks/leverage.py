@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nla_llm import costs
-from nla_llm.backend import Array, decomposable, device_of, eps, namespace
+from nla_llm.backend import Array, constant, decomposable, eps, namespace
 from nla_llm.methods.attention.landmarks.gaussian import gaussian, gaussian_cost
 
 __all__ = ["hidden_last", "leverage", "ridge_leverage", "ring", "sample_cost"]
@@ -26,7 +26,7 @@ def hidden_last(order: Array, mask: Array | None) -> Array:
     if mask is None:
         return order
     xp = namespace(order)
-    return xp.where(mask, order, xp.asarray(xp.inf, dtype=order.dtype, device=device_of(order)))
+    return xp.where(mask, order, constant(xp.inf, like=order))
 
 
 def leverage(x: Array, mask: Array | None) -> Array:

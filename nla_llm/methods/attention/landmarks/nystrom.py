@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, generator, namespace
+from nla_llm.backend import Array, constant, device_of, generator, namespace
 from nla_llm.methods.attention.floors import rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import half_square_norm
 from nla_llm.methods.attention.landmarks.gaussian import (
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nla_llm.problems import AttentionProblem
     from nla_llm.theory import Theory
 
-__all__ = ["Nystromformer", "Skyformer", "segment_means"]
+__all__ = ["Nystromformer", "Skyformer", "landmark_means"]
 
 ILL_CONDITIONED = dict.fromkeys(
     ("operator_laws", "precision", "array_api"),
@@ -95,8 +95,8 @@ class Nystromformer:
     def __call__(self, problem: AttentionProblem, rng: int | np.random.Generator | None = None) -> Skeleton:
         """Operator F Z B; F and B are streamed, so memory is that of the tokens."""
         require(self, problem)
-        queries = segment_means(problem.q, self.m, name="queries")
-        keys = segment_means(problem.k, self.m, problem.key_mask, name="visible keys")
+        queries = landmark_means(problem.q, self.m, name="queries")
+        keys = landmark_means(problem.k, self.m, problem.key_mask, name="visible keys")
         core, inverse = self._core(queries, keys, problem.scale)
         left = SoftmaxAttention(problem.q, keys, scale=problem.scale)
         right = SoftmaxAttention(queries, problem.k, scale=problem.scale, key_mask=problem.key_mask)
@@ -128,7 +128,7 @@ class Nystromformer:
         """Landmarks, the core and its inverse; then two streamed products and one of order m."""
         n_q, n_k, d, d_v = costs.symbols_of(problem)
         m, f = costs.m, costs.formulas
-        means = segment_means_cost(n_q, m, d) + segment_means_cost(n_k, m, d)
+        means = landmark_means_cost(n_q, m, d) + landmark_means_cost(n_k, m, d)
         core = f.softmax_rows(m, m**2, d) + costs.Operations(div=m**2)
         pairs = m * costs.symbols.visible_pairs(problem) / n_q
         products = f.softmax_product(m, pairs, d, d_v) + f.matmul(m, m, d_v) + f.softmax_product(n_q, n_q * m, d, d_v)
@@ -149,7 +149,7 @@ class Nystromformer:
 # -- landmarks -----------------------------------------------------------------------------------------------------
 
 
-def segment_means(x: Array, m: int, mask: Array | None = None, *, name: str = "tokens") -> Array:
+def landmark_means(x: Array, m: int, mask: Array | None = None, *, name: str = "tokens") -> Array:
     """Means of m runs of the visible rows of x (..., n, d), as equal in length as n allows: an array (..., m, d).
 
     Raises
@@ -160,7 +160,7 @@ def segment_means(x: Array, m: int, mask: Array | None = None, *, name: str = "t
     Examples
     --------
     >>> import numpy as np
-    >>> segment_means(np.arange(5.0)[:, None], 2)[:, 0].tolist()
+    >>> landmark_means(np.arange(5.0)[:, None], 2)[:, 0].tolist()
     [1.0, 3.5]
     """
     xp, device, n = namespace(x), device_of(x), x.shape[-2]
@@ -182,11 +182,11 @@ def segment_means(x: Array, m: int, mask: Array | None = None, *, name: str = "t
         place = xp.take_along_axis(shown_first, place, axis=-1)
     tokens = Selection(place, n, like=x).gather(x)
     tokens = xp.reshape(tokens, (*tokens.shape[:-2], m, step.shape[0], x.shape[-1]))
-    tokens = xp.where(inside[..., None], tokens, xp.zeros((), dtype=x.dtype, device=device))
+    tokens = xp.where(inside[..., None], tokens, constant(0.0, like=x))
     return xp.sum(tokens, axis=-2) / xp.astype(size[..., None], x.dtype)
 
 
-def segment_means_cost(n: Any, m: Any, d: Any) -> costs.Operations:
+def landmark_means_cost(n: Any, m: Any, d: Any) -> costs.Operations:
     """Sums of m runs of ⌈n/m⌉ rows, the last row of a short run empty, and their division."""
     from sympy import ceiling  # noqa: PLC0415 - loads where a formula is asked for
 

@@ -7,9 +7,18 @@ from math import sqrt
 from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace, to_numpy
-from nla_llm.methods.attention.floors import rank_floor
-from nla_llm.methods.attention.randomised.near_tokens import exp_of_fresh, squared_norm
+from nla_llm.backend import (
+    Array,
+    by_heads,
+    constant,
+    device_of,
+    exp_in_place,
+    from_numpy,
+    generator,
+    namespace,
+    to_numpy,
+)
+from nla_llm.methods.attention.floors import rank_floor, squared_norm
 from nla_llm.methods.registry import Properties, one_of, register, require, settle, whole_number
 from nla_llm.operators import Dense, LowRank, Operator, Product
 
@@ -122,7 +131,7 @@ class Linformer:
         member = group[..., None, :] == xp.arange(self.m, device=device)[:, None]
         count = xp.sum(xp.astype(member, xp.int64), axis=-1)
         sizes = xp.astype(xp.where(count > 0, count, 1), like.dtype)
-        empty = xp.asarray(-xp.inf, dtype=like.dtype, device=device)  # where there are fewer visible keys than groups
+        empty = constant(-xp.inf, like=like)  # where there are fewer visible keys than groups
         log_sizes = xp.where(count > 0, xp.log(sizes), empty)
         return xp.astype(member, like.dtype) / sizes[..., None], log_sizes[..., None, :]
 
@@ -235,7 +244,7 @@ def _gaussian_matrix(m: int, problem: AttentionProblem, rng: int | np.random.Gen
     matrix = xp.astype((1 / sqrt(m)) * drawn, problem.q.dtype)
     if problem.key_mask is None:
         return matrix
-    zero = xp.zeros((), dtype=matrix.dtype, device=device_of(matrix))
+    zero = constant(0.0, like=matrix)
     return xp.where(problem.key_mask[..., None, :], matrix, zero)
 
 
@@ -243,7 +252,7 @@ def _softmax_of_fresh(logits: Array) -> Array:
     """Softmax over the last axis, in the array of the logits where that is possible."""
     xp = namespace(logits)
     logits -= xp.max(logits, axis=-1, keepdims=True)
-    weights = exp_of_fresh(logits)
+    weights = exp_in_place(logits)
     weights /= xp.sum(weights, axis=-1, keepdims=True)
     return weights
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, generator, matmul_where, namespace
+from nla_llm.backend import Array, constant, device_of, exp_in_place, from_numpy, generator, matmul_where, namespace
 from nla_llm.methods.attention.floors import block_rank_floor
 from nla_llm.methods.attention.kernels.linear_attention import half_square_norm, half_square_norm_cost
-from nla_llm.methods.attention.randomised.near_tokens import (
-    exp_of_fresh,
+from nla_llm.methods.attention.randomised.segments import (
     segment_means,
     segment_means_cost,
 )
@@ -217,7 +216,7 @@ class _Level(NamedTuple):
         logits = matmul_where(outer.split(x), xp.matrix_transpose(near_y), filled, -xp.inf)
         logits = logits + xp.log(xp.astype(xp.where(count > 0, count, 1), logits.dtype))
         seen = outer.split(xp.asarray(self.seen(causal=causal), device=device_of(x))) & (count > 0)
-        return outer.join(xp.where(seen, logits, _minus_infinity(logits)))
+        return outer.join(xp.where(seen, logits, constant(-xp.inf, like=logits)))
 
     def seen(self, *, causal: bool) -> NDArray[np.bool_]:
         """Which children of their parent queries see, (n_q, children)."""
@@ -233,7 +232,7 @@ class _Level(NamedTuple):
         if self.parents == 1:
             return Dense(weights, nonnegative=True)
         filled = xp.asarray(outer.filled[..., None], device=device_of(weights))
-        blocks = xp.where(filled, outer.split(weights), xp.asarray(0.0, dtype=weights.dtype, device=device_of(weights)))
+        blocks = xp.where(filled, outer.split(weights), constant(0.0, like=weights))
         return SegmentDiagonal(blocks, outer, Segments(self.columns.m, self.parents), nonnegative=True)
 
 
@@ -246,7 +245,7 @@ def _own_logits(problem: AttentionProblem, x: Array, y: Array, windows: tuple[Se
         keep = keep & (columns.slots[:, None, :] <= rows.slots[:, :, None])
     seen = xp.asarray(keep, device=device_of(x))
     logits = matmul_where(rows.split(x), xp.matrix_transpose(columns.split(y)), seen, -xp.inf)
-    return logits if hidden is None else xp.where(hidden & seen, _minus_infinity(logits), logits)
+    return logits if hidden is None else xp.where(hidden & seen, constant(-xp.inf, like=logits), logits)
 
 
 def _joint_softmax(own: Array, others: Array, rows: Segments) -> tuple[Array, Array]:
@@ -262,7 +261,7 @@ def _joint_softmax(own: Array, others: Array, rows: Segments) -> tuple[Array, Ar
     top = xp.maximum(joined(xp.max(own, axis=-1)), xp.max(others, axis=-1))
     own -= split(top)  # in place from here on: both are fresh arrays
     others -= top[..., None]
-    own, others = exp_of_fresh(own), exp_of_fresh(others)
+    own, others = exp_in_place(own), exp_in_place(others)
     total = joined(xp.sum(own, axis=-1)) + xp.sum(others, axis=-1)
     own /= split(total)
     others /= total[..., None]
@@ -277,7 +276,7 @@ def _shares(keys: tuple[Array, Array], omega: Array, columns: Segments, hidden: 
     logits = matmul_where(omega[..., None, :], xp.matrix_transpose(split), filled, -xp.inf)
     logits = logits - xp.matrix_transpose(columns.split(norms))
     if hidden is not None:  # a segment without visible keys has no weight, whatever its shares
-        logits = xp.where(hidden & filled & (count > 0)[..., None, None], _minus_infinity(logits), logits)
+        logits = xp.where(hidden & filled & (count > 0)[..., None, None], constant(-xp.inf, like=logits), logits)
     shares = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
     return shares / xp.sum(shares, axis=-1, keepdims=True)
 
@@ -287,8 +286,3 @@ def _hidden_slots(problem: AttentionProblem, columns: Segments) -> Array | None:
     if problem.key_mask is None:
         return None
     return ~problem.xp.matrix_transpose(columns.split(problem.key_mask[..., None]))
-
-
-def _minus_infinity(like: Array) -> Array:
-    xp = namespace(like)
-    return xp.asarray(-xp.inf, dtype=like.dtype, device=device_of(like))

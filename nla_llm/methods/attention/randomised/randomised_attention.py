@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, generator, namespace, to_numpy
+from nla_llm.backend import Array, constant, device_of, from_numpy, generator, namespace, to_numpy
+from nla_llm.methods.attention.floors import squared_norm
 from nla_llm.methods.attention.kernels.linear_attention import (
     Features,
     half_square_norm,
@@ -27,10 +28,9 @@ from nla_llm.methods.attention.kernels.linear_attention import (
     kernel_attention,
     kernel_attention_cost,
 )
-from nla_llm.methods.attention.randomised.near_tokens import (
+from nla_llm.methods.attention.randomised.segments import (
     segment_means,
     segment_means_cost,
-    squared_norm,
 )
 from nla_llm.methods.registry import Properties, one_of, register, require, settle, whole_number
 from nla_llm.operators import Averaged, Operator, Segments, SoftmaxAttention
@@ -161,7 +161,7 @@ def _invert(p: Array, uniform: Array, *, steps: int) -> Array:
     running = xp.cumulative_sum(p, axis=-1)
     total = running[..., -1:]
     # before the first visible key the sums are zeros that the search does meet
-    running = xp.where(xp.astype(running, xp.bool), running, xp.zeros((), dtype=p.dtype, device=device_of(p)))
+    running = xp.where(xp.astype(running, xp.bool), running, constant(0.0, like=p))
     # below the total also where it is rounded, so that no key without weight is drawn
     below = (1 - float(xp.finfo(p.dtype).eps)) * total
     target = xp.minimum(uniform * total, below)

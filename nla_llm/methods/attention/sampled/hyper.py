@@ -7,7 +7,7 @@ from math import log
 from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, generator, namespace
+from nla_llm.backend import Array, constant, device_of, from_numpy, generator, namespace
 from nla_llm.methods.attention.sampled.samples import (
     draw_without_replacement,
     draw_without_replacement_cost,
@@ -178,7 +178,7 @@ def _block_logits(problem: AttentionProblem, queries: Sorting, keys: Sorting) ->
     k = in_blocks(keys.token.gather(problem.k), count)
     logits = q @ xp.matrix_transpose(k)
     both = queries.filled[..., :, None] & keys.filled[..., None, :]
-    return xp.where(both, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(logits)))
+    return xp.where(both, logits, constant(-xp.inf, like=logits))
 
 
 def _elsewhere(queries: Sorting, keys: Sorting, sample: Selection) -> Array:

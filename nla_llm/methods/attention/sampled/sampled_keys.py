@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, generator, namespace, to_numpy
+from nla_llm.backend import Array, constant, device_of, from_numpy, generator, namespace, to_numpy
 from nla_llm.methods.attention.floors import few_columns_floor
 from nla_llm.methods.attention.sampled.samples import (
     draw_with_replacement,
@@ -253,7 +253,7 @@ class KDEformer:
         some = problem.scale * xp.take(problem.q, rows, axis=-2)
         logits = some @ xp.matrix_transpose(problem.k)
         if problem.key_mask is not None:
-            hidden = xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(logits))
+            hidden = constant(-xp.inf, like=logits)
             logits = xp.where(problem.key_mask[..., None, :], logits, hidden)
         softmax, _ = exponentials(logits)
         softmax /= xp.sum(softmax, axis=-1, keepdims=True)
@@ -312,7 +312,7 @@ def _visible_only(problem: AttentionProblem, weights: Array) -> Array:
     if problem.key_mask is None:
         return weights
     xp = namespace(weights)
-    return xp.where(problem.key_mask, weights, xp.zeros((), dtype=weights.dtype, device=device_of(weights)))
+    return xp.where(problem.key_mask, weights, constant(0.0, like=weights))
 
 
 def _float64(a: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, is_numpy, namespace, parallel
+from nla_llm.backend import Array, constant, device_of, is_numpy, namespace, parallel
 from nla_llm.operators import Dense, Product, RowNormalised, Selection
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def logits_on_sample(
     if log_weight is not None:
         logits += log_weight  # a fresh array
     if visible is not None:
-        logits = xp.where(visible, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(q)))
+        logits = xp.where(visible, logits, constant(-xp.inf, like=logits))
     return logits
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, generator, is_numpy, namespace, parallel
+from nla_llm.backend import Array, constant, device_of, from_numpy, generator, is_numpy, namespace, parallel
 from nla_llm.methods.attention.floors import few_columns_floor
 from nla_llm.methods.attention.sampled.samples import (
     values_of_operator,
@@ -140,7 +140,7 @@ class Thinformer:
         some = weight > 0
         log_weight = xp.log(xp.where(some, weight, xp.ones_like(weight)))
         sample = Selection(index, n, like=q)
-        log_weight = xp.where(some, log_weight, xp.asarray(-xp.inf, dtype=q.dtype, device=device_of(q)))
+        log_weight = xp.where(some, log_weight, constant(-xp.inf, like=q))
         return weighted_sample_attention(problem, sample, log_weight=log_weight)
 
     def _threshold(self, n: int, step: Halving, plan: tuple[Halving, ...]) -> float:
@@ -202,8 +202,6 @@ def halvings(n: int, m: int, bucket: int) -> tuple[Halving, ...]:
 @cache
 def _plan_sums() -> dict[str, Any]:
     """Sums over the steps of a plan as functions of (n, m, bucket) that evaluate at whole numbers."""
-    import sympy  # noqa: PLC0415 - loads only where a cost is asked for
-
     terms = {
         "gram": lambda c, p: 4 * c * p**2,
         "differences": lambda c, p: 3 * c * p**2,
@@ -214,14 +212,10 @@ def _plan_sums() -> dict[str, Any]:
     }
 
     def summed(name: str, term: Any) -> Any:
-        def number(*sizes: Any) -> int:
-            return int(sum(term(step.buckets, step.pairs) for step in halvings(*map(int, sizes))))
+        def total(n: int, m: int, bucket: int) -> int:
+            return int(sum(term(step.buckets, step.pairs) for step in halvings(n, m, bucket)))
 
-        def evaluate(cls: Any, *sizes: Any) -> Any:  # noqa: ARG001
-            return sympy.Integer(number(*sizes)) if all(x.is_Integer for x in sizes) else None
-
-        members = {"eval": classmethod(evaluate), "nargs": 3, "_imp_": staticmethod(number)}  # the last for lambdify
-        return type(f"thinning_{name}", (sympy.Function,), members)
+        return costs.symbols.size_function(f"thinning_{name}", total)
 
     return {name: summed(name, term) for name, term in terms.items()}
 
@@ -236,8 +230,8 @@ def _tokens(problem: AttentionProblem) -> _Tokens:
         values = values_of_operator(problem)
     if problem.key_mask is not None:
         keep = problem.key_mask[..., None]
-        keys = xp.where(keep, keys, _zero(keys))
-        values = None if values is None else xp.where(keep, values, _zero(values))
+        keys = xp.where(keep, keys, constant(0.0, like=keys))
+        values = None if values is None else xp.where(keep, values, constant(0.0, like=values))
     top = xp.max(xp.sum(keys * keys, axis=-1, keepdims=True), axis=-2, keepdims=True)
     if values is not None:
         size = xp.max(xp.abs(values), axis=(-2, -1), keepdims=True)
@@ -290,7 +284,9 @@ def _differences(tokens: _Tokens, index: Array, buckets: int) -> Array:
 def _gram_differences(keys: Array, values: Array | None, top: Array) -> Array:
     """Gram matrices of K, rows and columns subtracted in pairs; keys (..., 2 p, d), result (..., p, p)."""
     xp = namespace(keys)
-    log = xp.minimum(keys @ xp.matrix_transpose(keys) - top, _zero(keys))  # above zero there is only rounding
+    log = xp.minimum(
+        keys @ xp.matrix_transpose(keys) - top, constant(0.0, like=keys)
+    )  # above zero there is only rounding
     gram = xp.exp(log)
     if values is not None:
         gram = gram * (values @ xp.matrix_transpose(values) + 1.0)
@@ -320,7 +316,7 @@ def _scale_of_steps(differences: Array) -> Array:
     """Length of each difference times the largest length so far, (..., buckets, pairs)."""
     xp = namespace(differences)
     squares = xp.linalg.diagonal(differences)
-    length = xp.sqrt(xp.maximum(squares, _zero(squares)))
+    length = xp.sqrt(xp.maximum(squares, constant(0.0, like=squares)))
     top = length
     for shift in _shifts(int(length.shape[-1])):
         top = xp.concat([top[..., :shift], xp.maximum(top[..., shift:], top[..., :-shift])], axis=-1)
@@ -365,7 +361,3 @@ def _in_pairs(a: Array, buckets: int) -> Array:
 
 def _in_buckets(x: Array, buckets: int) -> Array:
     return namespace(x).reshape(x, (*x.shape[:-2], buckets, -1, x.shape[-1]))
-
-
-def _zero(x: Array) -> Array:
-    return namespace(x).zeros((), dtype=x.dtype, device=device_of(x))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, is_numpy, matmul_where, parallel
+from nla_llm.backend import Array, constant, is_numpy, matmul_where, parallel
 from nla_llm.methods.attention.sparse.patterns import restriction_promise
 from nla_llm.methods.attention.sparse.tiles import enough_keys
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
@@ -142,7 +142,7 @@ def _logits(exact: SoftmaxAttention, start: int, stop: int) -> Array:
         visible = exact.key_mask[..., None, :]
         # what the structure hides was not computed, what the mask hides is thrown away
         visible = visible if keep is None else visible | ~keep
-        logits = xp.where(visible, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(logits)))
+        logits = xp.where(visible, logits, constant(-xp.inf, like=logits))
     return logits
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from nla_llm import costs
 from nla_llm.backend import Array, by_heads, device_of, from_numpy, generator, namespace
 from nla_llm.methods.attention.floors import few_entries_floor
-from nla_llm.methods.attention.sparse.tiles import TILE, enough_keys, rescaled, row_groups, tile_softmax, to_tiles
+from nla_llm.methods.attention.sparse.tiles import enough_keys, low_tile, rescaled, row_groups, tile_softmax, to_tiles
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Panel, RowNormalised, TiledSparse, gather_rows
 
@@ -157,7 +157,7 @@ class _Round(NamedTuple):
         order, key_order = xp.argsort(of_queries, axis=-1), xp.argsort(of_keys, axis=-1)
         of_queries, of_keys = xp.sort(of_queries, axis=-1), xp.sort(of_keys, axis=-1)
         keys, begins = [], []
-        for start, tiles, tall in row_groups(0, n_q, tile=_tile(m)):
+        for start, tiles, tall in row_groups(0, n_q, tile=low_tile(m)):
             middle = start + tall // 2 + tall * xp.arange(tiles, device=device)
             begin = _middle_of_buckets(xp.take(of_queries, middle, axis=-1), of_keys) - m // 2
             begin = xp.minimum(begin, visible - m)
@@ -202,7 +202,7 @@ def _round_softmax(
     """Panels of one round, and the largest logit of each of its rows (..., n_q), in the order of the round."""
     xp, ordered = problem.xp, gather_rows(q, r.order)[..., 0, :, :]
     panels, tops = [], []
-    for (start, tiles, tall), keys in zip(row_groups(0, problem.n_q, tile=_tile(r.m)), r.keys, strict=True):
+    for (start, tiles, tall), keys in zip(row_groups(0, problem.n_q, tile=low_tile(r.m)), r.keys, strict=True):
         rows = slice(start, start + tiles * tall)
         seen = xp.ones((tiles, tall, r.m), dtype=xp.bool, device=device_of(q))
         repeated = seen & ~seen if several else None
@@ -235,11 +235,6 @@ def _directions(m: int, n: int) -> tuple[int, int]:
     while (2 * directions) ** hashes < buckets:
         directions += 1
     return hashes, directions
-
-
-def _tile(m: int) -> int:
-    """Queries of a chunk."""
-    return min(TILE, -(-m // 4))
 
 
 def _shape(problem: AttentionProblem) -> tuple[int, ...]:

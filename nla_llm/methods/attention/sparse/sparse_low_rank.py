@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, by_heads, device_of, generator, is_numpy, namespace
+from nla_llm.backend import Array, by_heads, device_of, exp_in_place, generator, namespace
 from nla_llm.methods.attention.kernels.directions import ENSEMBLES, check_ensemble, draw_directions
 from nla_llm.methods.attention.kernels.random_features import PositiveFeatures
-from nla_llm.methods.attention.sparse.tiles import TILE, enough_keys, rescaled, row_groups, tile_softmax, to_tiles
+from nla_llm.methods.attention.sparse.tiles import enough_keys, low_tile, rescaled, row_groups, tile_softmax, to_tiles
 from nla_llm.methods.registry import Properties, register, require, settle, whole_number
 from nla_llm.operators import Panel, RowNormalised, Step, SteppedLowRank, Sum, TiledSparse
 
@@ -163,7 +163,7 @@ class _Window(NamedTuple):
 def _window(problem: AttentionProblem, m: int) -> _Window:
     """Windows of m keys around the middle of each tile, in the causal form those that end with its last query."""
     n_q, n_k = problem.n_q, problem.n_k
-    groups = row_groups(0, n_q, tile=_height(m))
+    groups = row_groups(0, n_q, tile=low_tile(m))
     starts = np.concatenate([start + tall * np.arange(tiles) for start, tiles, tall in groups])
     heights = np.concatenate([np.full(tiles, tall) for _, tiles, tall in groups])
     if problem.causal:
@@ -273,7 +273,7 @@ def _causal_flow(m: int) -> tuple[Any, list[_Flow]]:
     """Tiles of h queries: the first to see only part of the keys before it is the one that reaches beyond key m."""
     from sympy import Min, Mod, ceiling, floor  # noqa: PLC0415 - SymPy loads with the first formula
 
-    n, h = costs.symbols.n, _height(m)
+    n, h = costs.symbols.n, low_tile(m)
     tiles, full, rest = ceiling(n / h), floor(n / h), Mod(n, h)
     first = Min(m // h, tiles - 1)
     whole = first * h * (first * h + 1) / 2
@@ -285,7 +285,7 @@ def _flows_both_ways(m: int) -> tuple[Any, list[_Flow]]:
     """Windows move from the first tile whose middle lies more than m/2 keys in to the last that is m/2 from the end."""
     from sympy import Min, ceiling  # noqa: PLC0415 - SymPy loads with the first formula
 
-    n, h = costs.symbols.n, _height(m)
+    n, h = costs.symbols.n, low_tile(m)
     last_tile, margin = ceiling(n / h) - 1, m // 2 - h // 2
     first = Min(margin // h + 1, last_tile)
     last = Min(ceiling((n - m + margin) / h), last_tile)
@@ -293,14 +293,8 @@ def _flows_both_ways(m: int) -> tuple[Any, list[_Flow]]:
     return n * m, [_Flow(n - m, steps, n - first * h), _Flow(n - m, steps, last * h)]
 
 
-def _height(m: int) -> int:
-    """Queries of a tile."""
-    return min(TILE, -(-m // 4))
-
-
 def _exp_below(log: Array, scale: Array) -> Array:
-    below = log - scale
-    return np.exp(below, out=below) if is_numpy(below) else namespace(below).exp(below)
+    return exp_in_place(log - scale)
 
 
 def _logs(features: Features, log_factor: float | None = None) -> Array:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, from_numpy, is_numpy, matmul_where, namespace, parallel
+from nla_llm.backend import Array, constant, device_of, from_numpy, is_numpy, matmul_where, namespace, parallel
 from nla_llm.operators import Panel, RowNormalised, TiledSparse, ZeroRowSumError, gather_rows
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "TILE",
     "Support",
     "enough_keys",
+    "low_tile",
     "masked_row_error",
     "merged_softmax",
     "merged_softmax_cost",
@@ -65,9 +66,14 @@ class Support:
 
 
 def enough_keys(m: int, problem: AttentionProblem) -> None:
-    """Refuse more keys for a query than there are."""
+    """Refuse a budget beyond the number of keys."""
     if m > problem.n_k:
-        raise ValueError(f"m={m} keys a query are more than there are, n_k={problem.n_k}; pass m <= n_k")
+        raise ValueError(f"m={m} exceeds the number of keys, n_k={problem.n_k}; pass m <= n_k")
+
+
+def low_tile(m: int) -> int:
+    """Queries of a tile that shares one run of m keys: with more than a quarter of them few would see its middle."""
+    return min(TILE, -(-m // 4))
 
 
 def row_groups(first: int, stop: int, tile: int = TILE) -> list[tuple[int, int, int]]:
@@ -197,10 +203,10 @@ def tile_softmax(
         if repeated is None and not bool(xp.all(xp.any(seen & kept, axis=-1))):
             raise masked_row_error()
     if kept is not None:  # of what is not seen nothing was computed; what is seen and hidden is thrown away
-        logits = xp.where(kept | ~seen, logits, xp.asarray(-xp.inf, dtype=logits.dtype, device=device_of(q)))
+        logits = xp.where(kept | ~seen, logits, constant(-xp.inf, like=logits))
     top = shift = xp.max(logits, axis=-1)
     if repeated is not None:
-        shift = xp.where(top > -xp.inf, top, xp.zeros((), dtype=top.dtype, device=device_of(q)))
+        shift = xp.where(top > -xp.inf, top, constant(0.0, like=top))
     return xp.exp(logits - shift[..., None]), top
 
 

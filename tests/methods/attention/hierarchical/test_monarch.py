@@ -116,7 +116,7 @@ def test_blocks_are_no_heads():
 
 
 def test_refusals_say_why():
-    with pytest.raises(ValueError, match="more than there are"):
+    with pytest.raises(ValueError, match="exceeds the number of keys"):
         nl.method("monarch", m=6)(problem(5))
     with pytest.raises(ValueError, match="steps"):
         nl.method("monarch", m=6, steps=0)

@@ -6,7 +6,7 @@ import pytest
 import nla_llm as nl
 from nla_llm.backend import to_numpy
 from nla_llm.methods import Unsupported
-from nla_llm.methods.attention.landmarks.nystrom import segment_means
+from nla_llm.methods.attention.landmarks.nystrom import landmark_means
 from nla_llm.operators import Skeleton
 from nla_llm.theory import columns
 
@@ -45,12 +45,12 @@ def naive_nystromformer(q, k, m, scale, inverse):
 def test_segments_need_not_divide_the_tokens(n, m, xp):
     x = draw(0, 2, n, 3)
     want = np.stack([naive_means(head, m) for head in x])
-    np.testing.assert_allclose(to_numpy(segment_means(xp.asarray(x), m)), want, rtol=0, atol=50 * EPS)
+    np.testing.assert_allclose(to_numpy(landmark_means(xp.asarray(x), m)), want, rtol=0, atol=50 * EPS)
 
 
 def test_hidden_keys_enter_no_mean_and_heads_may_hide_different_ones():
     x, keep = draw(0, 2, 20, 3), np.random.default_rng(1).random((2, 20)) < 0.6
-    got = segment_means(np.where(keep[..., None], x, np.inf), 4, keep)
+    got = landmark_means(np.where(keep[..., None], x, np.inf), 4, keep)
     for head in range(2):
         np.testing.assert_allclose(got[head], naive_means(x[head][keep[head]], 4), rtol=0, atol=50 * EPS)
 

@@ -115,5 +115,5 @@ def test_hidden_keys_are_never_chosen_where_fewer_than_m_are_visible():
 
 
 def test_a_budget_above_the_number_of_keys_is_refused():
-    with pytest.raises(ValueError, match="more than there are"):
+    with pytest.raises(ValueError, match="exceeds the number of keys"):
         nl.method("top_k", m=6)(problem(5))

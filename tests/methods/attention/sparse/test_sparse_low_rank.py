@@ -111,7 +111,7 @@ def test_theory_is_that_of_the_features_and_silent_in_the_window():
 
 
 def test_refusals_say_why():
-    with pytest.raises(ValueError, match="more than there are"):
+    with pytest.raises(ValueError, match="exceeds the number of keys"):
         nl.method("scatterbrain", m=6)(problem(5), 0)
     with pytest.raises(ValueError, match="features"):
         nl.method("scatterbrain", m=6, features=0)

@@ -1,39 +1,21 @@
-"""What randomised attention, its linear forms and projections share: units, norms, means of segments."""
+"""Means of segments of consecutive tokens, near which the linear forms of randomised attention draw."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nla_llm import costs
-from nla_llm.backend import Array, device_of, is_numpy, namespace, to_numpy
+from nla_llm.backend import Array, device_of, namespace
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from nla_llm.operators import Operator, Segments
+    from nla_llm.operators import Segments
 
 Expr = Any  # an int or an expression of SymPy, which has no types
 
 __all__ = [
-    "exp_of_fresh",
     "segment_means",
     "segment_means_cost",
-    "squared_norm",
 ]
-
-
-def exp_of_fresh(a: Array) -> Array:
-    """exp(a) of an array that nobody else holds."""
-    return np.exp(a, out=a) if is_numpy(a) else namespace(a).exp(a)
-
-
-def squared_norm(op: Operator, *, block: int = 256) -> NDArray[Any]:
-    """‖A‖_F² of the batch shape, from blocks of rows: the one number that theory needs of the exact matrix."""
-    starts = range(0, op.shape[-2], block)
-    parts = [to_numpy(op.xp.sum(op.rows(s, s + block) ** 2, axis=(-2, -1))) for s in starts]
-    return np.asarray(np.sum(parts, axis=0))
 
 
 def segment_means(x: Array, segments: Segments, mask: Array | None = None) -> tuple[Array, Array]:
