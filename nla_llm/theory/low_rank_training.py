@@ -27,6 +27,7 @@ __all__ = [
     "kaiming_variance",
     "linear_network_floor",
     "local_spectrum",
+    "offset_floor",
     "scaled_gd_bound",
     "scaled_gd_factor",
 ]
@@ -196,6 +197,34 @@ def alternating_factor(singular_values: ArrayLike, rank: int) -> float:
     if not 1 <= rank <= s.size or s[rank - 1] == 0:
         raise ValueError(f"rank must be between 1 and the number of non-zero singular values, got {rank!r}")
     return float((s[rank] / s[rank - 1]) ** 2) if rank < s.size else 0.0
+
+
+# -- starts that are subtracted from the weight ------------------------------------------------------------------------
+
+
+def offset_floor(target: ArrayLike, start: ArrayLike, rank: int) -> float:
+    """Least ‖s(BA − B₀A₀) − T‖_F over B and A of rank r: the tail (Σ_{j>r} σ_j²(T + s·B₀A₀))^½.
+
+    A start from the weight that is subtracted from it (PiSSA, MiLoRA, OLoRA, CorDA) so reaches an update of rank r only
+    in part. For a start that is large beside T only what shares a space with it is reached: the floor tends to
+    ‖(I − UUᵀ) T (I − VVᵀ)‖_F, U and V the column and row spaces of B₀A₀ (derived).
+
+    Parameters
+    ----------
+    target : array_like (d_out, d_in)
+        T.
+    start : array_like (d_out, d_in)
+        s·B₀A₀.
+    rank : int
+        r.
+
+    Examples
+    --------
+    >>> offset_floor(np.diag([0.0, 1.0]), np.diag([5.0, 0.0]), 1)
+    1.0
+    """
+    values = np.linalg.svd(np.asarray(target, dtype=np.float64) + np.asarray(start, dtype=np.float64), compute_uv=False)
+    return float(np.linalg.norm(values[rank:]))
 
 
 # -- several layers ----------------------------------------------------------------------------------------------------

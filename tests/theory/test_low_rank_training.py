@@ -208,6 +208,28 @@ def test_alternating_factor_by_subspace_iteration():
     assert theory.alternating_factor([2.0, 1.0], 2) == 0
 
 
+# -- starts that are subtracted from the weight ------------------------------------------------------------------------
+
+
+def test_floor_of_a_subtracted_start_by_alternating_minimisation():
+    rng = np.random.default_rng(0)
+    T, B0, A0 = rng.standard_normal((6, 5)), rng.standard_normal((6, 2)), rng.standard_normal((2, 5))
+    A = A0
+    for _ in range(300):
+        B = (T + B0 @ A0) @ np.linalg.pinv(A)
+        A = np.linalg.pinv(B) @ (T + B0 @ A0)
+    assert np.linalg.norm(B @ A - B0 @ A0 - T) == pytest.approx(theory.offset_floor(T, B0 @ A0, 2), rel=1e-8)
+
+
+def test_beside_a_large_start_only_what_shares_a_space_with_it_is_reached():
+    rng = np.random.default_rng(1)
+    T, U, V = rng.standard_normal((6, 5)), frame(6, 2, 2), frame(5, 2, 3)
+    want = np.linalg.norm((np.eye(6) - U @ U.T) @ T @ (np.eye(5) - V @ V.T))
+    gaps = [theory.offset_floor(T, size * U @ V.T, 2) - want for size in (1e2, 1e4)]
+    assert abs(gaps[0]) < 0.1
+    assert abs(gaps[1]) < 0.02 * abs(gaps[0])
+
+
 # -- several layers ----------------------------------------------------------------------------------------------------
 
 
