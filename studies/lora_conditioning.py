@@ -263,5 +263,5 @@ study = Study(
         "F. Meng, Z. Wang and M. Zhang, PiSSA, 2024, arXiv 2404.02948.",
         "Y. Zhang, F. Liu and Y. Chen, LoRA-One, 2025, arXiv 2502.01235.",
     ),
-    headline="default",
+    headline="small",
 )
