@@ -19,6 +19,14 @@ RULES = {
     "scaled_gd": "scaled gradient descent",
     "alternating": "alternating least squares",
 }
+SHORT = {  # in tables
+    "gradient_descent": "GD",
+    "momentum": "momentum",
+    "adam": "Adam",
+    "lora_plus": "LoRA+",
+    "scaled_gd": "scaled GD",
+    "alternating": "ALS",
+}
 STARTS = {
     "gaussian": "zero B, Gaussian A",
     "pissa": "PiSSA",

@@ -26,7 +26,7 @@ CONDITIONS = ("kappa_A", "kappa_B", "kappa_product")
 TARGETS = {"small": ("1", "100"), "default": ("1", "10", "100", "1000"), "full": ("1", "10", "100", "1000", "10000")}
 SIZES = {  # seeds; steps of races, of starts, of streams
     "small": (3, 200, 100, 200),
-    "default": (5, 2000, 800, 1000),
+    "default": (5, 1500, 600, 800),
     "full": (10, 20_000, 3000, 10_000),
 }
 STARTS = ("gaussian", "pissa", "milora", "olora", "lora_ga", "lora_one", "eva", "corda")
@@ -175,7 +175,7 @@ def condition_data(outcome: pd.DataFrame, factors: pd.DataFrame) -> pd.DataFrame
 
 def tables(records: pd.DataFrame) -> list[Table | Callable[[], Table]]:
     """Outcomes of races and starts, and what a step costs."""
-    return [partial(race_table, records), partial(start_table, records), cost_table]
+    return [*(partial(table, records) for table in (race_table, stream_table, start_table)), cost_table]
 
 
 def race_table(records: pd.DataFrame) -> Table:
@@ -186,9 +186,9 @@ def race_table(records: pd.DataFrame) -> Table:
         rows.append(
             {
                 "update": f"κ = {target}" if target != "power law" else "i^(−1/2)",
-                "rule": drawn.RULES[rule],
+                "rule": drawn.SHORT[rule],
                 "best rate": rate_text(group),
-                "rates that diverged": f"{group['rates_diverged'].iloc[0]:.0f} of {len(training.RATES[rule])}",
+                "diverged": f"{group['rates_diverged'].iloc[0]:.0f} of {len(training.RATES[rule])}",
                 "error at the end": median_text(group, "final"),
                 "optimum": f"{group['floor'].iloc[0]:.3g}",
                 "steps": median_text(group, "steps_to") if reached else "not reached",
@@ -196,7 +196,8 @@ def race_table(records: pd.DataFrame) -> Table:
             }
         )
     caption = (
-        "Races: best rate of the grid (an end of the grid is marked), error after "
+        "Races (GD: gradient descent, ALS: alternating least squares): best rate of the grid, an end of it marked, how "
+        "many rates diverged, error after "
         f"{outcome['steps'].iloc[0]:.0f} steps, steps and operations until the error stays within 10⁻⁶, or a "
         "thousandth of itself, above the optimum; medians with the least and the largest over seeds."
     )
@@ -211,6 +212,19 @@ def rate_text(group: pd.DataFrame) -> str:
         return "all diverged"
     edge = {"lower": " (lower end)", "upper": " (upper end)"}.get(group["edge"].iloc[0], "")
     return f"{group['best_rate'].iloc[0]:.3g}{edge}"
+
+
+def stream_table(records: pd.DataFrame) -> Table:
+    """Errors of noisy training with the rates at which they were had."""
+    outcome, rows = of(records, "stream", "outcome"), []
+    for (target, rule), group in outcome.groupby(["target", "optimiser"], sort=False):
+        row = {"update": f"κ = {target}", "rule": drawn.SHORT[rule], "best rate": rate_text(group)}
+        rows.append(row | {"error in the last quarter": median_text(group, "late")})
+    caption = (
+        f"Noisy batches: best rate of the grid and error in the last quarter of {outcome['steps'].iloc[0]:.0f} steps; "
+        "medians with the least and the largest over seeds."
+    )
+    return Table("streams", caption, pd.DataFrame(rows))
 
 
 def start_table(records: pd.DataFrame) -> Table:
