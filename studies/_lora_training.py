@@ -54,11 +54,15 @@ def stacked(target: str, seeds: int, rng: np.random.Generator) -> np.ndarray[Any
 # -- the race ----------------------------------------------------------------------------------------------------------
 
 
-def race(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Every rate of the grid on all seeds together; the best rate step by step, and what it came to."""
-    problem = nl.UpdateProblem(stacked(cell["target"], cell["seeds"], np.random.default_rng(seed)))
+def race(cell: dict[str, Any], _: int) -> list[dict[str, Any]]:
+    """Every rate of the grid on all seeds together; the best rate step by step, and what it came to.
+
+    The updates, like the first factors, come from the number of the problems, so that all rules see the same ones.
+    """
+    problem = nl.UpdateProblem(stacked(cell["target"], cell["seeds"], np.random.default_rng(cell["problems"])))
     adapter = nl.method("lora", rank=RANK, optimiser=cell["optimiser"], steps=cell["steps"])
-    found = sweep(adapter, problem, RATES[cell["optimiser"]], rng=seed, record=recorded_steps(cell["steps"], 60))
+    record = recorded_steps(cell["steps"], 60)
+    found = sweep(adapter, problem, RATES[cell["optimiser"]], rng=cell["problems"], record=record)
     floor = float(np.linalg.norm(spectrum(cell["target"])[RANK:]) / np.linalg.norm(spectrum(cell["target"])))
     return _path(found) + _outcomes(found, floor, adapter, problem)
 
@@ -133,18 +137,18 @@ def _near(s: np.ndarray[Any, Any], rng: np.random.Generator) -> tuple[nl.UpdateP
 # -- starts ------------------------------------------------------------------------------------------------------------
 
 
-def starts(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+def starts(cell: dict[str, Any], _: int) -> list[dict[str, Any]]:
     """One initialisation, trained on inputs whose covariance has the condition 100, and the floor of that start."""
     name = cell["initialisation"]
-    problem = start_problem(cell["where"], cell["seeds"], np.random.default_rng(seed))
+    problem = start_problem(cell["where"], cell["seeds"], np.random.default_rng(cell["problems"]))
     options = {"objective": "data", "initialisation": name, "optimiser": cell["optimiser"], "steps": cell["steps"]}
     adapter = nl.method("lora", rank=RANK, **options)
     record = recorded_steps(cell["steps"], 40)
-    found = sweep(adapter, problem, RATES[cell["optimiser"]], rng=seed, by="data", record=record)
+    found = sweep(adapter, problem, RATES[cell["optimiser"]], rng=cell["problems"], by="data", record=record)
     whole = np.linalg.norm(problem.inputs @ np.swapaxes(problem.delta, -1, -2), axis=(-2, -1))
     offset = np.zeros_like(problem.delta)
     if INITIALISATIONS[name].offset:
-        offset = np.matmul(*start(name, problem, adapter.loss(problem), RANK, np.random.default_rng(seed)))
+        offset = np.matmul(*start(name, problem, adapter.loss(problem), RANK, np.random.default_rng(0)))
     words = {"best_rate": found.best, "edge": found.edge, "training": found.trajectory.status}
     outcomes = [
         {
@@ -180,16 +184,16 @@ def start_problem(where: str, seeds: int, rng: np.random.Generator) -> nl.Update
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
-def stream(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+def stream(cell: dict[str, Any], _: int) -> list[dict[str, Any]]:
     """Batches of white inputs with noisy outputs: the error in the last quarter of the steps, at the best rate."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(cell["problems"])
     delta = stacked(cell["target"], cell["seeds"], rng)
     x = haar_orthogonal(SAMPLES, rng, columns=D_IN) * SAMPLES**0.5
     options = {"objective": "data", "batch": BATCH, "noise": NOISE, "steps": cell["steps"]}
     adapter = nl.method("lora", rank=RANK, optimiser=cell["optimiser"], **options)
     last = range(3 * cell["steps"] // 4, cell["steps"], max(1, cell["steps"] // 40))
     problem = nl.UpdateProblem(delta, inputs=x)
-    found = sweep(adapter, problem, STREAM_RATES[cell["optimiser"]], rng=seed, record=last)
+    found = sweep(adapter, problem, STREAM_RATES[cell["optimiser"]], rng=cell["problems"], record=last)
     late = np.median(found.trajectory["frobenius"][1:], axis=0)
     words = {"best_rate": found.best, "edge": found.edge, "training": found.trajectory.status}
     return [{"record": "outcome", "draw": draw, "late": _finite(e)} | words for draw, e in enumerate(late)]

@@ -38,7 +38,7 @@ def cells(scale: str) -> list[dict[str, Any]]:
     seeds, steps, start_steps, stream_steps = SIZES[scale]
     conditions = TARGETS[scale]
     races = [
-        {"what": "race", "target": target, "optimiser": rule, "seeds": seeds, "steps": steps}
+        {"what": "race", "target": target, "optimiser": rule, "problems": 0, "seeds": seeds, "steps": steps}
         for target in (*conditions, "power law")
         for rule in OPTIMISERS
     ]
@@ -50,12 +50,12 @@ def cells(scale: str) -> list[dict[str, Any]]:
     ]
     starts = [
         {"what": "start", "where": where, "initialisation": name, "optimiser": "adam", "seeds": seeds,
-         "steps": start_steps}
+         "problems": 1, "steps": start_steps}
         for where in PLACES
         for name in STARTS
     ]  # fmt: skip
     streams = [
-        {"what": "stream", "target": target, "optimiser": rule, "seeds": seeds, "steps": stream_steps}
+        {"what": "stream", "target": target, "optimiser": rule, "problems": 2, "seeds": seeds, "steps": stream_steps}
         for target in conditions
         for rule, row in OPTIMISERS.items()
         if row.stochastic

@@ -20,6 +20,8 @@ def smallest_size(method):
         return method.m
     if method.name in {"thinformer", "linformer", "gaussian_projection", "lara", "eva", "monarch"}:
         return method.m
+    if method.name == "lora":
+        return 2 * method.rank  # LoRA-GA takes the singular vectors r + 1 to 2r
     if method.properties.problem == "update":
         return getattr(method, "rank", 1)
     return method.m if method.name in {"clustered_attention", "random_keys", "optimal_rank"} else 1
