@@ -44,7 +44,7 @@ def captured(n: int, piece: int, start: int) -> list[nl.AttentionProblem]:
 def window(n: int, piece: int, start: int, layer: int, mask: str) -> nl.AttentionProblem:
     """The problem of one layer, with or without its mask."""
     p = captured(n, piece, start)[layer]
-    return p if mask == "causal" else nl.AttentionProblem(p.q, p.k, p.v, scale=p.scale)
+    return p if mask == "causal" else p.unmasked()
 
 
 def calibration(n: int, count: int, layer: int, mask: str) -> list[nl.AttentionProblem]:

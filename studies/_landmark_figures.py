@@ -284,13 +284,6 @@ def draw_linformer(fig: Canvas, data: pd.DataFrame) -> None:
     style.label(right, "directions m", r"$|\hat{P} w - P w|\,/\,|w|$", words)
 
 
-def standard_error(found: pd.DataFrame) -> pd.Series:
-    """Standard error of a mean over draws, from its Student interval."""
-    from scipy.special import stdtrit  # noqa: PLC0415 - only where records are judged
-
-    return (found["square_upper"] - found["square"]) / stdtrit(found["draws"].to_numpy(dtype=float) - 1, 0.975)
-
-
 # -- Skyformer ---------------------------------------------------------------------------------------------------------
 
 

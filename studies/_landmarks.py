@@ -44,17 +44,10 @@ COUNTER_N, EPSILON = 400, 0.5  # of the example against the published bound
 def problem(kind: str, layer: int | None, n: int) -> nl.AttentionProblem:
     """Heads of one kind, without a mask, in float64."""
     if kind == "model":
-        p = captured(n)[int(layer or 0)]
-        return nl.AttentionProblem(p.q, p.k, p.v, scale=p.scale).astype(np.float64)
+        return embedded.heldout_problems(n)[int(layer or 0)].unmasked().astype(np.float64)
     if kind == "clusters":
         return gallery.clusters(n, DIM, heads=(HEADS,), rng=n)
     return gallery.gaussian(n, DIM, scale=1.0 if kind.endswith("1") else 0.5, heads=(HEADS,), rng=n)
-
-
-@cache
-def captured(n: int) -> list[nl.AttentionProblem]:
-    """Attention problems of all layers of the model on the first piece."""
-    return embedded.embedded_model().capture(embedded.heldout_tokens(n))
 
 
 # -- the core of Nyströmformer -----------------------------------------------------------------------------------------

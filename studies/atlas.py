@@ -54,20 +54,14 @@ def cells(scale: str) -> list[dict[str, Any]]:
     ]
 
 
-@cache
-def layers(n: int) -> list[nl.AttentionProblem]:
-    """Attention problems of all layers of the embedded model on held-out text."""
-    return embedded.embedded_model().capture(embedded.heldout_tokens(n))
-
-
 def problem(cell: dict[str, Any]) -> nl.AttentionProblem:
     """The heads of a cell; those of the model also without their causal mask, for methods that have no causal form."""
     if cell["input"] == "gaussian":
         return gallery.gaussian(cell["n"], DIM, scale=cell["scale"], heads=(HEADS,), rng=0)
     if cell["input"] == "clusters":
         return gallery.clusters(cell["n"], DIM, heads=(HEADS,), rng=0, **CLUSTERS)
-    layer = layers(cell["n"])[cell["layer"]]
-    return layer if cell["causal"] else nl.AttentionProblem(layer.q, layer.k, layer.v, scale=layer.scale)
+    layer = embedded.heldout_problems(cell["n"])[cell["layer"]]
+    return layer if cell["causal"] else layer.unmasked()
 
 
 @cache

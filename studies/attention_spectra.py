@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,16 +53,9 @@ def cells(scale: str) -> list[dict[str, Any]]:
     ]
 
 
-@cache
-def problems(n: int) -> list[nl.AttentionProblem]:
-    """Problems of all layers, without their causal mask, so that every method can take part."""
-    captured = embedded.embedded_model().capture(embedded.heldout_tokens(n))
-    return [nl.AttentionProblem(p.q, p.k, p.v, scale=p.scale) for p in captured]
-
-
 def measure(cell: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     """Facts of the heads of one layer, or the errors of one method on them."""
-    p = problems(cell["n"])[cell["layer"]]
+    p = embedded.heldout_problems(cell["n"])[cell["layer"]].unmasked()  # so that every method can take part
     if cell["what"] == "facts":
         return facts(p)
     entry = ROSTER[cell["label"]]

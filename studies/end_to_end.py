@@ -65,7 +65,7 @@ def measure(cell: dict[str, Any], seed: int) -> dict[str, Any]:
         uniform = np.array([uniform_loss(cell["n"], i) for i in range(cell["pieces"])])
         found["over_uniform"] = Estimate.from_samples(losses - uniform, confidence=1 - 0.05 / COMPARISONS)
     if cell["layer"] is not None:
-        found |= errors(problems(cell["n"])[cell["layer"]], method, seed)
+        found |= errors(embedded.heldout_problems(cell["n"])[cell["layer"]], method, seed)
     return found
 
 
@@ -82,12 +82,6 @@ def uniform_loss(n: int, piece: int) -> float:
     return float(
         model.loss(tokens, attention=dict.fromkeys(range(model.config.num_hidden_layers), nl.method("uniform")))
     )
-
-
-@cache
-def problems(n: int) -> list[nl.AttentionProblem]:
-    """Attention problems of all layers on the first piece."""
-    return embedded.embedded_model().capture(embedded.heldout_tokens(n))
 
 
 def errors(p: nl.AttentionProblem, method: Any, seed: int) -> dict[str, float]:

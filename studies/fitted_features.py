@@ -10,7 +10,7 @@ import pandas as pd
 from nla_llm.backend import parallel
 from nla_llm.study import Claim, Figure, Study, Table
 from nla_llm.study.frames import groups, succeeded
-from nla_llm.study.medians import median_text, medians
+from nla_llm.study.medians import median_claim, median_text
 
 from . import _fitted_features as bench
 from . import _fitted_figures as pictures
@@ -180,7 +180,7 @@ def claims(records: pd.DataFrame) -> list[Claim | partial[list[Claim]]]:
     best = last(most(unseen))
     where = f"m = {m}, {windows} windows of {n} tokens, {best['steps'].iloc[0]:.0f} steps"
     return [
-        decide(
+        median_claim(
             f"Learning closes at least a tenth of the gap between the unfitted map and the best matrix of its rank, on "
             f"unseen tokens ({where})",
             best["share_frobenius"],
@@ -188,7 +188,7 @@ def claims(records: pd.DataFrame) -> list[Claim | partial[list[Claim]]]:
             ">",
             what="share closed",
         ),
-        decide(
+        median_claim(
             f"Learned features mimic softmax: nine tenths of that gap are closed on unseen tokens ({where})",
             best["share_frobenius"],
             0.9,
@@ -209,21 +209,21 @@ def overfitting(unseen: pd.DataFrame, seen: pd.DataFrame, where: str) -> list[Cl
     first, final = (alone[alone["steps"] == s] for s in (alone["steps"].min(), alone["steps"].max()))
     some = sorted(unseen["windows"].unique())[-2]
     return [
-        decide(
+        median_claim(
             f"The share closed is larger on the tokens of the calibration than on unseen ones ({where})",
             difference(last(most(seen)), last(most(unseen)), "share_frobenius"),
             0.0,
             ">",
             what="difference of the shares",
         ),
-        decide(
+        median_claim(
             f"Fitted to one window of {n} tokens, more steps make the error on unseen tokens larger",
             difference(final, first, "frobenius"),
             0.0,
             ">",
             what=f"error after {final['steps'].iloc[0]:.0f} steps less that after {first['steps'].iloc[0]:.0f}",
         ),
-        decide(
+        median_claim(
             f"More text closes more of the gap on unseen tokens: {unseen['windows'].max():.0f} windows against "
             f"{some:.0f}",
             difference(last(most(unseen)), last(unseen[unseen["windows"] == some]), "share_frobenius"),
@@ -243,7 +243,7 @@ def budgets(records: pd.DataFrame, shares: pd.DataFrame, where: str) -> list[Cla
     best, free = causal[causal["m"] == m], fitted[(fitted["m"] == m) & (fitted["mask"] == "none")]
     fixed, kept = succeeded(records, what="fixed"), fitted[fitted["m"] == m]
     found = [
-        decide(
+        median_claim(
             f"With more features the fit closes a larger share of the gap: m = {wide['m'].iloc[0]:.0f} against "
             f"{narrow['m'].iloc[0]:.0f}",
             difference(wide, narrow, "share_frobenius"),
@@ -252,14 +252,14 @@ def budgets(records: pd.DataFrame, shares: pd.DataFrame, where: str) -> list[Cla
             what="difference of the shares",
             expected="refuted",
         ),
-        decide(
+        median_claim(
             f"Without the causal mask the fit closes a smaller share of the gap ({where})",
             difference(free.assign(mask="causal"), best, "share_frobenius"),
             0.0,
             "<",
             what="difference of the shares",
         ),
-        decide(
+        median_claim(
             f"No fit comes nearer to softmax on unseen tokens than the best matrix of rank {m}, though with the causal "
             "mask that is no strict bound",
             pd.Series([(kept["frobenius"] / kept["frobenius_floor"]).min()]),
@@ -271,7 +271,7 @@ def budgets(records: pd.DataFrame, shares: pd.DataFrame, where: str) -> list[Cla
     seen = last(shares[(shares["tokens"] == "calibration") & (shares["mask"] == "causal")])
     tight = seen[(seen["windows"] == seen["windows"].min()) & (seen["m"] == seen["m"].min())]
     found.append(
-        decide(
+        median_claim(
             f"Under the causal mask the best matrix of rank {tight['m'].iloc[0]:.0f} is no bound: a fit to one window "
             "is nearer to softmax there",
             tight["frobenius"] / tight["frobenius_floor"],
@@ -286,7 +286,7 @@ def budgets(records: pd.DataFrame, shares: pd.DataFrame, where: str) -> list[Cla
                 (fixed["label"] == label) & (fixed["tokens"] == "unseen") & (fixed["m"].isna() | (fixed["m"] == m))
             ]
             found.append(
-                decide(
+                median_claim(
                     f"On unseen tokens the fitted map is nearer to softmax than {label} ({where})",
                     difference(best, rival, "frobenius"),
                     0.0,
@@ -302,17 +302,6 @@ def difference(records: pd.DataFrame, rivals: pd.DataFrame, column: str) -> pd.S
     keys = ["mask", "layer", "head"]
     both = records[[*keys, column]].merge(rivals[[*keys, column]], on=keys, suffixes=("", "_rival"))
     return both[column] - both[f"{column}_rival"]
-
-
-def decide(sentence: str, values: pd.Series, threshold: float, sense: Any, *, what: str, **more: Any) -> Claim:
-    """Claim about the median over heads of some number."""
-    found = medians(pd.DataFrame({"all": 0, "value": values}), ["all"], "value").iloc[0]
-    number = "median over {heads:.0f} heads of the {what} {median:.3g} [{lower:.3g}, {upper:.3g}]"
-    if len(values) == 1:
-        number = "{what} {median:.3g}"
-    return Claim.decide(
-        sentence, found["lower"], found["upper"], threshold, sense, number=number.format(what=what, **found), **more
-    )
 
 
 study = Study(

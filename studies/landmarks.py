@@ -12,8 +12,8 @@ from nla_llm.backend import parallel
 from nla_llm.problems import embedded
 from nla_llm.study import Claim, Figure, Study, Table
 from nla_llm.study.correlations import rank_correlation
-from nla_llm.study.frames import succeeded
-from nla_llm.study.medians import median_text, medians
+from nla_llm.study.frames import standard_error, succeeded
+from nla_llm.study.medians import median_claim, median_text, medians
 from nla_llm.theory.projections import linformer_published_rank
 
 from . import _landmark_figures as pictures
@@ -224,7 +224,7 @@ def core_claims(cores: pd.DataFrame, filters: pd.DataFrame) -> list[Claim]:
             "<",
             number=f"largest deviation {deviation:.2g} over {filters['deviation'].count()} cores and numbers of steps",
         ),
-        decide_median(
+        median_claim(
             "Six steps act like a ridge of (4/13)⁶ ‖A‖₁‖A‖_∞: in the median the errors differ by less than 5 %",
             np.abs(near - 1),
             0.05,
@@ -241,7 +241,7 @@ def core_claims(cores: pd.DataFrame, filters: pd.DataFrame) -> list[Claim]:
             expected="refuted",
             source=f"read into {XIONG}: six steps stand for the pseudo-inverse",
         ),
-        decide_median(
+        median_claim(
             "The exact pseudo-inverse gives a smaller error than six steps on the model's heads",
             paired(with_core(model, "pinv", None), six),
             1.0,
@@ -250,7 +250,7 @@ def core_claims(cores: pd.DataFrame, filters: pd.DataFrame) -> list[Claim]:
             expected="refuted",
             source=f"read into {XIONG}",
         ),
-        decide_median(
+        median_claim(
             "Twelve steps give a larger error than six on the model's heads: the iteration is a regulariser",
             paired(more, six),
             1.0,
@@ -286,7 +286,7 @@ def condition_claims(methods: pd.DataFrame) -> list[Claim]:
 def projection_claims(law: pd.DataFrame, counter: pd.DataFrame) -> list[Claim]:
     """The true law of Linformer's construction, and the published bound."""
     found = pd.concat([law, counter[counter["promised"].notna()]])
-    worst = float((abs(found["square"] - found["promised"]) / pictures.standard_error(found)).max())
+    worst = float((abs(found["square"] - found["promised"]) / standard_error(found, "square", found["draws"])).max())
     published = linformer_published_rank(bench.COUNTER_N, bench.EPSILON)
     row = counter[(counter["method"] == "gaussian_projection") & (counter["m"] == published)].iloc[0]
     share, draws = row["within"] / row["draws"], row["draws"]
@@ -341,7 +341,7 @@ def method_claims(methods: pd.DataFrame, sky: pd.DataFrame) -> list[Claim]:
         ("Randomly pivoted Cholesky", model["RPCholesky"], model, six, "refuted", ""),
     )
     return [
-        decide_median(
+        median_claim(
             f"{name} is nearer to softmax than {rivals[rival]}, {places[id(others)]}",
             paired(part, others[rival]),
             1.0,
@@ -359,15 +359,6 @@ def paired(records: pd.DataFrame, rivals: pd.DataFrame, *, by: tuple[str, ...] =
     keys = ["problem", "layer", "head", *by]
     both = records.merge(rivals, on=keys, suffixes=("", "_rival"))
     return both["relative_frobenius"] / both["relative_frobenius_rival"]
-
-
-def decide_median(sentence: str, values: pd.Series, threshold: float, sense: Any, *, what: str, **more: Any) -> Claim:
-    """Claim about the median over heads of some number."""
-    found = medians(pd.DataFrame({"all": 0, "value": values}), ["all"], "value").iloc[0]
-    number = "median over {heads:.0f} values of the {what} {median:.3g} [{lower:.3g}, {upper:.3g}]"
-    return Claim.decide(
-        sentence, found["lower"], found["upper"], threshold, sense, number=number.format(what=what, **found), **more
-    )
 
 
 study = Study(

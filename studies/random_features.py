@@ -12,7 +12,7 @@ import nla_llm as nl
 from nla_llm.methods.registry import registered
 from nla_llm.problems import gallery
 from nla_llm.study import Claim, Figure, Study, Table
-from nla_llm.study.frames import succeeded
+from nla_llm.study.frames import standard_error, succeeded
 from nla_llm.study.measuring import kernel_error
 from nla_llm.study.roster import ROSTER
 from nla_llm.theory import random_features as rf
@@ -187,14 +187,11 @@ def figures(records: pd.DataFrame) -> list[Figure]:
 
 
 def ratios(ok: pd.DataFrame) -> pd.DataFrame:
-    """Measured over promised, with the standard error from the Student interval."""
-    from scipy.special import stdtrit  # noqa: PLC0415 - only where records are judged
-
+    """Measured over promised, with the standard error."""
     closed = ok[ok["what"] == "closed form"]
-    quantile = stdtrit(closed["draws"].to_numpy(dtype=float) - 1, 0.975)
     return closed.assign(
         ratio=closed["error"] / closed["promised"],
-        standard_error=(closed["error_upper"] - closed["error"]) / quantile / closed["promised"],
+        standard_error=standard_error(closed, "error", closed["draws"]) / closed["promised"],
     )[["label", "method", "ratio", "standard_error", "error", "error_lower", "error_upper", "promised"]]
 
 

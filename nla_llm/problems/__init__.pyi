@@ -8,6 +8,7 @@ from .checkpoint import open_safetensors as open_safetensors
 from .embedded import embedded_directory as embedded_directory
 from .embedded import embedded_model as embedded_model
 from .embedded import heldout_files as heldout_files
+from .embedded import heldout_problems as heldout_problems
 from .embedded import heldout_tokens as heldout_tokens
 from .embedded import training_record as training_record
 from .llama import LlamaConfig as LlamaConfig

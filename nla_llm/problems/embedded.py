@@ -15,7 +15,16 @@ from nla_llm.problems.llama import LlamaModel, load_llama
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["embedded_directory", "embedded_model", "heldout_files", "heldout_tokens", "training_record"]
+    from nla_llm.problems.problem import AttentionProblem
+
+__all__ = [
+    "embedded_directory",
+    "embedded_model",
+    "heldout_files",
+    "heldout_problems",
+    "heldout_tokens",
+    "training_record",
+]
 
 
 def embedded_directory() -> Path:
@@ -61,6 +70,18 @@ def heldout_tokens(n: int | None = None, piece: int = 0) -> NDArray[np.int64]:
     if n is not None and not 1 <= n <= len(found):
         raise ValueError(f"n must be in 1 ... {len(found)}, the length of piece {piece}, got {n}")
     return found[:n].astype(np.int64)
+
+
+@cache
+def heldout_problems(n: int, piece: int = 0) -> tuple[AttentionProblem, ...]:
+    """Attention problems that the heads of the shipped model solve on :func:`heldout_tokens`, one for each layer.
+
+    Examples
+    --------
+    >>> [problem.batch_shape for problem in heldout_problems(16)] == 6 * [(2, 3)]
+    True
+    """
+    return tuple(embedded_model().capture(heldout_tokens(n, piece)))
 
 
 def heldout_files() -> list[str]:

@@ -196,6 +196,17 @@ class AttentionProblem:
             bias=pick(self.bias, 2),
         )
 
+    def unmasked(self) -> Self:
+        """The same queries, keys and values where every query sees every key: no causality, window, mask or bias.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> sorted(AttentionProblem(np.eye(2), np.eye(2), causal=True).unmasked().structure)
+        []
+        """
+        return self._with(causal=False, window=None, key_mask=None, bias=None)
+
     def astype(self, dtype: Any) -> Self:
         """The same problem with q, k, v and bias in ``dtype``, refused where that is not floating or overflows."""
         xp = self.xp

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["groups", "succeeded", "valued"]
+__all__ = ["groups", "standard_error", "succeeded", "valued"]
 
 
 def succeeded(records: pd.DataFrame, **entries: Any) -> pd.DataFrame:
@@ -47,3 +47,21 @@ def valued(records: pd.DataFrame, column: str, keep: Sequence[str] = ()) -> pd.D
     """
     names = {column: "value", f"{column}_lower": "lower", f"{column}_upper": "upper"}
     return records[[*keep, *names]].rename(columns=names)
+
+
+def standard_error(records: pd.DataFrame, column: str, draws: pd.Series) -> pd.Series:
+    """Standard error of means over draws, which have Student's 95 % intervals.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from nla_llm.measures import Estimate
+    >>> e = Estimate.from_samples([1.0, 2.0, 6.0])  # of standard deviation √7
+    >>> records = pd.DataFrame({"error": [float(e.value)], "error_upper": [float(e.upper)], "draws": [3]})
+    >>> round(float(standard_error(records, "error", records["draws"]).iloc[0] ** 2), 12) == round(7 / 3, 12)
+    True
+    """
+    from scipy.special import stdtrit  # noqa: PLC0415 - only where records are judged
+
+    above: pd.Series = records[f"{column}_upper"] - records[column]
+    return above / stdtrit(draws.to_numpy(dtype=float) - 1, 0.975)

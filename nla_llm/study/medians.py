@@ -14,7 +14,9 @@ from .frames import groups
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["binomial_tail", "finding", "median_interval", "median_text", "medians"]
+    from .claims import Sense, Verdict
+
+__all__ = ["binomial_tail", "finding", "median_claim", "median_interval", "median_text", "medians"]
 
 
 def median_interval(count: int) -> tuple[int, int]:
@@ -73,6 +75,31 @@ def median_text(group: pd.DataFrame, column: str) -> str:
     """
     m = _median(group, column)
     return f"{m['median']:.3g} [{m['lower']:.3g}, {m['upper']:.3g}]"
+
+
+def median_claim(
+    sentence: str,
+    values: pd.Series,
+    threshold: float,
+    sense: Sense,
+    *,
+    what: str,
+    expected: Verdict = "confirmed",
+    source: str = "",
+) -> Claim:
+    """Claim that the median over heads of a number, ``what``, is on one side of a threshold.
+
+    Examples
+    --------
+    >>> median_claim("the error is below one", pd.Series([0.5, 0.25, 0.75]), 1.0, "<", what="error").number
+    'median over 3 heads of the error 0.5 [0.25, 0.75]'
+    """
+    found = medians(pd.DataFrame({"all": 0, "value": values}), ["all"], "value").iloc[0]
+    number = "median over {heads:.0f} heads of the {what} {median:.3g} [{lower:.3g}, {upper:.3g}]"
+    number = (number if len(values) > 1 else "{what} {median:.3g}").format(what=what, **found)
+    return Claim.decide(
+        sentence, found["lower"], found["upper"], threshold, sense, number=number, expected=expected, source=source
+    )
 
 
 def finding(holds: str, fails: str, low: float, high: float, threshold: float, *, number: str) -> Claim:

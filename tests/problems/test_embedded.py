@@ -13,6 +13,7 @@ from nla_llm.problems.embedded import (
     embedded_directory,
     embedded_model,
     heldout_files,
+    heldout_problems,
     heldout_tokens,
     training_record,
 )
@@ -163,3 +164,11 @@ def test_config_and_record_are_plain_json():
         text = (embedded_directory() / name).read_text(encoding="utf-8")
         assert isinstance(json.loads(text), dict)
         assert "/home/" not in text
+
+
+def test_held_out_problems_are_those_that_the_model_captures():
+    found, wanted = heldout_problems(24, 1), embedded_model().capture(heldout_tokens(24, 1))
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert np.array_equal(one.q, other.q)
+        assert np.array_equal(one.v, other.v)

@@ -176,3 +176,11 @@ def test_tensors_whose_gradients_are_followed():
     output = nl.AttentionProblem(q, k, v, bias=bias).exact() @ v
     gradient = torch.autograd.grad((output**2).sum(), q)[0]
     assert 0 < float(gradient.abs().max()) < np.inf
+
+
+def test_unmasked_every_query_sees_every_key():
+    q, k, v = (draw(seed, 5, 3) for seed in range(3))
+    problem = nl.AttentionProblem(q, k, v, scale=0.3, causal=True, key_mask=np.arange(5) < 4, bias=draw(3, 5, 5))
+    plain = problem.unmasked()
+    assert plain.structure == frozenset()
+    assert np.array_equal(plain.exact().dense(), nl.AttentionProblem(q, k, v, scale=0.3).exact().dense())

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nla_llm.study.medians import finding, median_interval, median_text, medians
+from nla_llm.study.medians import finding, median_claim, median_interval, median_text, medians
 
 
 @pytest.mark.parametrize("count", [6, 7, 20, 36, 101])
@@ -40,3 +40,10 @@ def test_a_single_head_has_the_interval_of_its_estimate():
 def test_a_finding_never_contradicts_an_expectation(low, high, sentence, verdict):
     claim = finding("yes", "no", low, high, 0.5, number="n")
     assert (claim.sentence, claim.verdict, claim.surprises) == (sentence, verdict, False)
+
+
+def test_a_claim_about_a_median_rests_on_its_interval():
+    values = pd.Series([0.5, 0.25, 0.75])
+    verdicts = [median_claim("below", values, threshold, "<", what="error").verdict for threshold in (0.8, 0.6, 0.2)]
+    assert verdicts == ["confirmed", "open", "refuted"]
+    assert median_claim("below", values[:1], 0.6, "<", what="error").number == "error 0.5"
