@@ -93,9 +93,10 @@ def test_same_answer_on_every_library(row, xp):
     supports = properties_of(method).supports
     rng = np.random.default_rng(1)
     q, k, v = np.abs(rng.standard_normal((3, 2, 67, 4)))
+    delta, base, inputs = rng.standard_normal((3, 67, 12))
     for structure in ({}, {"causal": True}, {"key_mask": np.arange(67) % 3 != 1}):
         if properties_of(method).problem == "update":
-            problem = nl.UpdateProblem(q)
+            problem = nl.UpdateProblem(delta, base=base, inputs=inputs)
         elif set(structure) <= supports:
             problem = nl.AttentionProblem(q, k, v, **structure)
         else:
