@@ -17,6 +17,7 @@ from . import sampling as sampling
 from . import sketches as sketches
 from . import softmax as softmax
 from . import sparse as sparse
+from . import storage as storage
 from . import updates as updates
 from . import yardsticks as yardsticks
 from .bound import Theory as Theory

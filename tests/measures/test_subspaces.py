@@ -3,7 +3,8 @@ import pytest
 from scipy.linalg import subspace_angles
 
 from nla_llm.linalg import haar_orthogonal
-from nla_llm.measures import principal_angles, subspace_similarity
+from nla_llm.measures import amplification, intruder_dimensions, principal_angles, subspace_similarity
+from nla_llm.theory.updates import random_projection_norm
 
 
 def test_angles_of_a_known_construction(xp):
@@ -64,3 +65,37 @@ def test_bases_that_are_not_orthonormal_are_refused():
 def test_what_spans_no_space_is_refused(bad):
     with pytest.raises(ValueError, match=r"V (has entries that are NaN or infinite|must be \(\.\.\., n, r\))"):
         principal_angles(np.eye(4)[:, :2], bad)
+
+
+# -- directions of an update -------------------------------------------------------------------------------------------
+
+
+def test_intruders_are_counted_against_all_vectors_of_the_base():
+    """Mixed at known angles: the largest cosine is compared, whichever vector of the base has it."""
+    base = np.linalg.qr(np.random.default_rng(0).standard_normal((12, 12)))[0]
+    cosines = np.array([0.95, 0.7, 0.5])
+    mixed = base[:, [7, 2, 4]] * cosines + base[:, [8, 9, 10]] * np.sqrt(1 - cosines**2)
+    for threshold, expected in ((0.4, 0), (0.6, 0), (0.75, 1), (0.9, 2), (0.96, 3)):
+        best = np.maximum(cosines, np.sqrt(1 - cosines**2))
+        assert np.sum(best < threshold) == expected
+        assert intruder_dimensions(mixed, base, threshold) == (expected, expected)
+
+
+def test_a_part_of_the_base_gives_a_range():
+    base = np.eye(6)
+    assert intruder_dimensions(base[:, :2], base[:, :1]) == (0, 1)
+    with pytest.raises(ValueError, match="not orthonormal"):
+        intruder_dimensions(2 * base[:, :2], base)
+
+
+def test_amplification_of_random_directions_is_that_of_the_theory():
+    """Root mean square over draws of ‖UᵀWV‖_F, beside r‖W‖_F/√(d_out d_in)."""
+    rng = np.random.default_rng(1)
+    w = rng.standard_normal((40, 60)) * np.logspace(0, -1, 60)
+    within = []
+    for _ in range(400):
+        u, v = (np.linalg.qr(rng.standard_normal((n, 3)))[0] for n in w.shape)
+        within.append(1.0 / amplification(1.0, u, v, w))
+    expected = random_projection_norm(float(np.linalg.norm(w)), 3, *w.shape)
+    assert np.sqrt(np.mean(np.square(within))) == pytest.approx(expected, rel=0.05)
+    assert amplification(1.0, np.eye(3)[:, :1], np.eye(3)[:, :1], np.zeros((3, 3))) == np.inf
