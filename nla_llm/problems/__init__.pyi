@@ -2,6 +2,7 @@ from . import checkpoint as checkpoint
 from . import embedded as embedded
 from . import gallery as gallery
 from . import llama as llama
+from . import pair as pair
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import open_safetensors as open_safetensors
@@ -14,5 +15,6 @@ from .embedded import training_record as training_record
 from .llama import LlamaConfig as LlamaConfig
 from .llama import LlamaModel as LlamaModel
 from .llama import load_llama as load_llama
+from .pair import Pair as Pair
 from .problem import AttentionProblem as AttentionProblem
 from .update import UpdateProblem as UpdateProblem

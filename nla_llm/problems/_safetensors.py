@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CheckpointError", "TensorEntry", "check_finite", "read_header", "read_tensor"]
+__all__ = ["CheckpointError", "TensorEntry", "check_finite", "read_bytes", "read_header", "read_tensor"]
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format
 
@@ -43,11 +43,13 @@ class CheckpointError(ValueError):
 @final
 @dataclass(frozen=True)
 class TensorEntry:
-    """What a header says of one tensor: its file, the name of its dtype, its shape."""
+    """What a header says of one tensor: its file, dtype and shape, and where in the file it begins and ends."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -68,7 +70,13 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     content.pop("__metadata__", None)
     spans = {name: _span(path, name, entry) for name, entry in content.items()}
     _check_spans(path, spans, available)
-    return {name: TensorEntry(path, _dtype_name(e["dtype"]), tuple(e["shape"])) for name, e in content.items()}
+    start = 8 + len(header)
+    return {
+        name: TensorEntry(
+            path, _dtype_name(e["dtype"]), tuple(e["shape"]), start + spans[name][0], start + spans[name][1]
+        )
+        for name, e in content.items()
+    }
 
 
 def _header_bytes(path: Path) -> tuple[bytes, int]:
@@ -150,6 +158,24 @@ def read_tensor(path: Path, name: str) -> NDArray[Any]:
             return np.asarray(file.get_tensor(name))
     except SafetensorError as error:
         raise CheckpointError(f"tensor {name!r} in {path} cannot be read: {error}") from error
+
+
+def read_bytes(entry: TensorEntry, start: int, stop: int) -> NDArray[np.uint8]:
+    """Bytes ``start`` to ``stop`` of the data of a tensor, read into memory of their own.
+
+    Read and not mapped: pages of a map stay in the memory of the process until the system takes them back.
+
+    Raises
+    ------
+    CheckpointError
+        If the file has become shorter since its header was read.
+    """
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.begin + start)
+        data = np.fromfile(stream, dtype=np.uint8, count=stop - start)
+    if data.size != stop - start:
+        raise CheckpointError(f"{entry.file} was cut short while it was read")
+    return data
 
 
 def check_finite(values: NDArray[Any], name: str, file: Path) -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import ml_dtypes
 import numpy as np
 
-from nla_llm.problems._safetensors import CheckpointError, TensorEntry, check_finite, read_header, read_tensor
+from nla_llm.problems._safetensors import (
+    CheckpointError,
+    TensorEntry,
+    check_finite,
+    read_bytes,
+    read_header,
+    read_tensor,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,13 +30,34 @@ __all__ = ["Checkpoint", "CheckpointError", "TensorFiles", "open_safetensors", "
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# name of a stored dtype -> dtypes that hold each of its values exactly, the narrowest for computing first
+# name of a stored dtype -> dtypes that hold each of its values exactly: the narrowest for computing first, its own last
 _EXACT: dict[str, tuple[np.dtype[Any], ...]] = {
     "float16": (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16)),
     "bfloat16": (np.dtype(np.float32), np.dtype(np.float64), np.dtype(ml_dtypes.bfloat16)),
-    "float32": (np.dtype(np.float32), np.dtype(np.float64)),
+    "float32": (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float32)),
     "float64": (np.dtype(np.float64),),
 }
+
+
+def _stored(dtype: str) -> np.dtype[Any]:
+    return _EXACT[dtype][-1]
+
+
+def _holds_exactly(name: str, entry: TensorEntry, dtype: DTypeLike | None) -> np.dtype[Any]:
+    """Return ``dtype``, or the narrowest that is computed with, after checking that it holds every stored value."""
+    exact = _EXACT.get(entry.dtype)
+    if exact is None:
+        raise CheckpointError(
+            f"tensor {name!r} in {entry.file} is stored as {entry.dtype}; "
+            f"only {', '.join(_EXACT)} are read: convert it to one of them"
+        )
+    wanted = exact[0] if dtype is None else np.dtype(dtype)
+    if wanted not in exact:
+        raise CheckpointError(
+            f"tensor {name!r} in {entry.file} is stored as {entry.dtype}, which {wanted} does not hold exactly; "
+            f"pass dtype={exact[0]} and round it yourself"
+        )
+    return wanted
 
 
 @final
@@ -83,21 +112,36 @@ class TensorFiles:
             If there is no such tensor, it is not floating, ``dtype`` would round it, or an entry is NaN or infinite.
         """
         entry = self._entry(name)
-        exact = _EXACT.get(entry.dtype)
-        if exact is None:
-            raise CheckpointError(
-                f"tensor {name!r} in {entry.file} is stored as {entry.dtype}; "
-                f"only {', '.join(_EXACT)} are read: convert it to one of them"
-            )
-        wanted = exact[0] if dtype is None else np.dtype(dtype)
-        if wanted not in exact:
-            raise CheckpointError(
-                f"tensor {name!r} in {entry.file} is stored as {entry.dtype}, which {wanted} does not hold exactly; "
-                f"pass dtype={exact[0]} and round it yourself"
-            )
+        wanted = _holds_exactly(name, entry, dtype)
         values = read_tensor(entry.file, name).astype(wanted, copy=False)
         check_finite(values, name, entry.file)
         return values
+
+    def rows(self, name: str, start: int, stop: int, dtype: DTypeLike | None = None) -> NDArray[Any]:
+        """Rows ``start:stop`` along the first axis, the others flattened into one; nothing else of the file is read.
+
+        Parameters and errors are those of :meth:`tensor`.
+
+        Examples
+        --------
+        >>> from nla_llm.problems.embedded import embedded_directory
+        >>> files = open_safetensors(embedded_directory())
+        >>> files.rows("model.embed_tokens.weight", 5, 8).shape
+        (3, 192)
+        """
+        entry = self._entry(name)
+        wanted = _holds_exactly(name, entry, dtype)
+        width = math.prod(entry.shape[1:])
+        stored = self.raw(name, start, stop).view(_stored(entry.dtype)).reshape(-1, width)
+        values = stored.astype(wanted, copy=False)
+        check_finite(values, name, entry.file)
+        return values
+
+    def raw(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes of rows ``start:stop`` along the first axis, as they are stored."""
+        entry = self._entry(name)
+        row = (entry.end - entry.begin) // max(entry.shape[0], 1)
+        return read_bytes(entry, start * row, min(stop, entry.shape[0]) * row)
 
     def expect(self, name: str, shape: tuple[int, ...], reason: str) -> None:
         """Check that a tensor is there with this shape and a floating dtype, from the header alone.
