@@ -10,11 +10,10 @@ import pandas as pd
 
 import nla_llm as nl
 from nla_llm.linalg import haar_orthogonal
-from nla_llm.measures import Estimate, condition_number, relative_error, stable_rank
+from nla_llm.measures import Estimate, Spectrum, condition_number, relative_error, stable_rank
 from nla_llm.problems import embedded
 from nla_llm.study import Claim, Figure, Study, Table
 from nla_llm.study.frames import succeeded, valued
-from nla_llm.study.updates import Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -50,7 +49,7 @@ def embedding_records(seed: int) -> list[dict[str, Any]]:
     matrix = embedded.embedded_model().embedding.astype(np.float64)
     noise = np.random.default_rng(seed).standard_normal(matrix.shape)
     noise *= np.linalg.norm(matrix) / np.linalg.norm(noise)
-    spectrum, reference = Spectrum(matrix), Spectrum(noise)
+    spectrum, reference = Spectrum.dense(matrix), Spectrum.dense(noise)
     return [
         {"index": i, "singular_value": spectrum.value(i), "gaussian": float(g)}
         for i, g in enumerate(reference.values, start=1)
@@ -79,7 +78,7 @@ def loss_record(cell: dict[str, Any], seed: int) -> dict[str, Any]:
     return {
         "loss": Estimate.from_samples(losses),
         "increase": Estimate.from_samples(losses - plain),
-        "optimum": float(Spectrum(problem.delta).truncation(cell["rank"], "frobenius")),
+        "optimum": float(Spectrum.dense(problem.delta).truncation(cell["rank"], "frobenius")),
         "relative_frobenius": relative_error(exact, op, norm="frobenius"),
         "relative_spectral": relative_error(exact, op, norm="spectral"),
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from nla_llm.cli import bench, data, tools
+from nla_llm.cli import bench, data, tools, updates
 from nla_llm.cli.terminal import sentence, tell
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ app.command("list")(bench.list_)
 app.command("run")(bench.run)
 app.command("report")(bench.report)
 app.command("attention")(data.attention)
-app.command("update")(data.update)
+app.command("update")(updates.update)
 app.command("check")(tools.check)
 app.command("cost")(tools.cost)
 app.command("info")(bench.info)

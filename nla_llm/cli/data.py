@@ -1,11 +1,11 @@
-"""The verbs for somebody's own data: attention, update."""
+"""The verb for somebody's own queries and keys: attention."""
 
 from __future__ import annotations
 
 import re
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -71,44 +71,14 @@ def attention(  # noqa: PLR0917 - options, given by name
     else:
         _refuse(source, "a checkpoint directory", text=text, tokens=tokens, layers=layers)
         heads = TensorHeads(source, q, k, v, key_mask, causal, scale, n)
-    study = attention_study(_name(name, "attention", source), heads, method, m, draws)
+    study = attention_study(report_name(name, "attention", source), heads, method, m, draws)
     summary = _run(study, store, jobs)
     if summary.counts.get("ok"):
         table = heads_table(succeeded(summary.records)).drop(columns=["operations", "output"], errors="ignore")
         table = table.rename(columns={"better than uniform": "better"})
         show_frame(table, "relative errors of P, medians over heads; better: heads on which it surely beats uniform")
     show_skipped(summary, "label")
-    _finish(summary, reports)
-
-
-def update(  # noqa: PLR0917 - options, given by name
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="Safetensors file, index of shards, or directory.")],
-    tuned: Annotated[Path, typer.Argument(metavar="TUNED", help="The same after fine-tuning.")],
-    rank: Annotated[list[int] | None, typer.Option(metavar="R", help="Rank (repeatable; 1, 4, 16, 64).")] = None,
-    tensors: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only names like '*q_proj*'.")] = None,
-    name: Name = None,
-    reports: Reports = REPORTS,
-    store: StoreFile = STORE,
-    jobs: Jobs = None,
-) -> None:
-    """Show, matrix by matrix, the spectrum of a fine-tune and what its truncation at rank r loses.
-
-    Example: [bold]nla-llm update base/ tuned/ --rank 8 --rank 32 --tensors '*proj*'[/]
-    """
-    from nla_llm.cli._pair import Pair  # noqa: PLC0415 - so that --help stays fast
-    from nla_llm.cli.terminal import show_frame, show_skipped  # noqa: PLC0415 - so that --help stays fast
-    from nla_llm.cli.update_study import short_names, truncation_table, update_study, whole_table  # noqa: PLC0415
-
-    study = update_study(_name(name, "update", tuned), Pair(base, tuned), rank, tensors)
-    summary = _run(study, store, jobs)
-    if summary.counts.get("ok"):
-        rest = f"see {reports / study.name}"
-        whole = short_names(whole_table(summary.records)).drop(columns=["shape", "noise"])
-        show_frame(whole, "the update: its size relative to the base, its ranks, its storage", rest)
-        errors = short_names(truncation_table(summary.records))
-        show_frame(errors, "relative error at rank r: Frobenius, spectral (a zero update: 1, 1)", rest)
-    show_skipped(summary, "tensor")
-    _finish(summary, reports)
+    finish(summary, reports)
 
 
 def _refuse(source: Path, kind: str, **options: Any) -> None:
@@ -118,7 +88,7 @@ def _refuse(source: Path, kind: str, **options: Any) -> None:
         raise ValueError(f"{', '.join(given)} is for {kind}, which {source} is not")
 
 
-def _name(name: str | None, verb: str, source: Path) -> str:
+def report_name(name: str | None, verb: str, source: Path) -> str:
     """Name of a report: a word that can be a file name."""
     if name is not None:
         return name
@@ -132,7 +102,7 @@ def _run(study: Study, store: Path, jobs: int | None) -> StudySummary:
     return run(study, store=store, jobs=jobs, arguments=sys.argv[1:]).studies[0]
 
 
-def _finish(summary: StudySummary, reports: Path) -> None:
+def finish(summary: StudySummary, reports: Path) -> NoReturn:
     """Verdicts, report, exit code: 1 if a cell failed."""
     from nla_llm.cli.bench import write_reports  # noqa: PLC0415 - so that --help stays fast
     from nla_llm.cli.terminal import say, show_studies  # noqa: PLC0415

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from pandas import DataFrame
 
     from nla_llm.study import StudySummary
 
-__all__ = ["say", "sentence", "show_frame", "show_skipped", "show_studies", "tell"]
+__all__ = ["reading", "say", "sentence", "show_frame", "show_skipped", "show_studies", "tell"]
 
 ROWS = 40  # of a table on the terminal; the CSV beside the report has all
 _NAMES = 3  # of what was skipped for one reason
@@ -33,6 +34,22 @@ def tell(sentence: str, style: str = "red") -> None:
     from rich.console import Console  # noqa: PLC0415 - only where something is amiss
 
     Console(stderr=True, soft_wrap=True).print(sentence, style=style, markup=False, highlight=False)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how many bytes have been read, on a terminal; gives the function to call with more."""
+    from rich.console import Console  # noqa: PLC0415 - so that --help stays fast
+    from rich.progress import FileSizeColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    parts = (TextColumn("{task.description}"), FileSizeColumn(), TransferSpeedColumn())
+    with Progress(*parts, console=console, transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda count: shown.update(task, advance=count)
 
 
 def sentence(error: BaseException) -> str:

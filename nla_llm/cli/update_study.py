@@ -2,93 +2,185 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
+import json
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
-import pandas as pd
 
-from nla_llm.cli._pair import Matrices, Pair, Plan, plan_of
-from nla_llm.study import Claim, Figure, Skip, Study, Table
-from nla_llm.study.frames import groups, succeeded, valued
-from nla_llm.study.updates import update_records
+from nla_llm.cli.update_figures import figures_of
+from nla_llm.cli.update_tables import claims_of, tables_of
+from nla_llm.methods.update.lora.allocation import Layer, allocate
+from nla_llm.problems import open_safetensors
+from nla_llm.problems._writing import write_safetensors
+from nla_llm.study import Skip, Study
+from nla_llm.study.frames import succeeded
+from nla_llm.study.updates import Factors, Wanted, matrix_records, vector_records
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Canvas
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from nla_llm.problems.pair import Pair, Plan
     from nla_llm.study import Cell
 
-__all__ = ["RANKS", "short_names", "truncation_table", "update_study", "whole_table"]
+__all__ = ["RANKS", "Audit", "Inputs", "update_study", "within_budget"]
 
 RANKS = (1, 4, 16, 64)
-MANY_ZEROS = 0.1  # of the entries of a difference: from here on 16-bit storage is named as a likely cause
-WELL_KEPT = 0.1  # relative error up to which an update is called kept
-MOST_GROUPS = 8  # colours that can be told apart
+_PROBE = 64  # singular values looked at first to share out a budget
 REFERENCES = (
     "C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",
     "L. Mirsky, Symmetric gauge functions and unitarily invariant norms, Quarterly Journal of Mathematics 11, 1960.",
     "E. J. Hu et al., LoRA: low-rank adaptation of large language models, 2021, arXiv 2106.09685.",
+    "M. Gavish and D. L. Donoho, The optimal hard threshold for singular values is 4/√3, 2014, arXiv 1305.5870.",
+    "R. Shuttleworth et al., LoRA vs full fine-tuning: an illusion of equivalence, 2024, arXiv 2410.21228.",
     (
         "A. S. Bandeira and R. van Handel, Sharp nonasymptotic bounds on the norm of random matrices with independent "
         "entries, 2016, arXiv 1408.6185."
     ),
 )
-_SIXTEEN = ("float16", "bfloat16")
 
 
-def update_study(name: str, pair: Pair, ranks: list[int] | None = None, pattern: str | None = None) -> Study:
+@final
+@dataclass(frozen=True)
+class Inputs:
+    """Activations that enter a layer, by the name of its weight or of its module, (..., d_in)."""
+
+    path: Path
+
+    def of(self, weight: str) -> NDArray[Any] | None:
+        """Activations of a layer as (samples, d_in); None where the file has none."""
+        files = open_safetensors(self.path)
+        name = next((n for n in (weight, weight.removesuffix(".weight")) if n in files), None)
+        if name is None:
+            return None
+        values = files.tensor(name, None)
+        return values.reshape(-1, values.shape[-1])
+
+    def check(self, plan: Plan) -> None:
+        """Check that some layer is named, and that widths agree.
+
+        Raises
+        ------
+        ValueError
+            If no name is that of a matrix, or an array has another width than its matrix.
+        """
+        files = open_safetensors(self.path)
+        widths = {name: int(np.prod(found.shape[1:])) for name, found in plan.tensors.items() if len(found.shape) > 1}
+        known = {key: width for name, width in widths.items() for key in (name, name.removesuffix(".weight"))}
+        matched = [name for name in files.names() if name in known]
+        if not matched:
+            raise ValueError(
+                f"--inputs {self.path} names no matrix of the pair; it holds {', '.join(files.names()[:3])}, "
+                f"a matrix is {next(iter(widths), 'nowhere')}"
+            )
+        for name in matched:
+            shape = files.shape(name)
+            if len(shape) < 2 or shape[-1] != known[name]:
+                raise ValueError(
+                    f"--inputs {self.path}: {name!r} has shape {shape}, its matrix takes (samples, {known[name]})"
+                )
+
+
+@final
+@dataclass(frozen=True)
+class Audit:
+    """What is asked of a pair, as a worker needs to know it.
+
+    ``ranks`` are those of every matrix, ``own`` that of single ones, which a budget decides; ``parts`` is where factors
+    wait for the adapter to be written.
+    """
+
+    pair: Pair
+    stamp: str
+    ranks: tuple[int, ...] = ()
+    own: tuple[tuple[str, int], ...] = ()
+    tolerance: float | None = None
+    norm: str = "frobenius"
+    inputs: Inputs | None = None
+    dtype: str | None = None
+    parts: Path | None = None
+
+    def cells(self, plan: Plan) -> list[dict[str, Any]]:
+        """A cell for each tensor, those that are left out with the reason."""
+        own, cells = dict(self.own), []
+        for tensor, found in plan.tensors.items():
+            cell: dict[str, Any] = {"tensor": tensor, "data": found.digest, "bytes": found.nbytes}
+            if found.equal:
+                cell["left_out"] = "equal in BASE and TUNED: there is no update"
+            elif found.kind == "vector":
+                cell["barred"] = found.barred
+            else:
+                ranks = (own[tensor],) if tensor in own else self.ranks
+                cell |= {"kind": found.kind, "barred": found.barred, "ranks": ",".join(map(str, ranks))}
+                cell |= {"tolerance": self.tolerance, "norm": self.norm} if self.tolerance else {}
+                cell |= {"dtype": self.dtype} if self.dtype else {}
+                cell |= {"inputs": _digest(x)} if self.inputs and (x := self.inputs.of(tensor)) is not None else {}
+            cells.append(cell)
+        return cells + [{"tensor": name, "left_out": reason, "bytes": 0} for name, reason in plan.left_out.items()]
+
+    def part(self, cell: Cell) -> Path | None:
+        """Where the factors of a cell wait; None where none are kept."""
+        if self.parts is None or "kind" not in cell or cell.get("barred") or "left_out" in cell:
+            return None
+        facts = json.dumps({key: value for key, value in cell.items() if key != "study"}, sort_keys=True)
+        return self.parts / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"
+
+    def measure(self, cell: Cell, seed: int) -> list[dict[str, Any]]:
+        """Records of one tensor; its factors are written on the way."""
+        if cell.get("left_out"):
+            raise Skip(str(cell["left_out"]))
+        if self.pair.stamp() != self.stamp:
+            raise RuntimeError("the checkpoints were changed during the run: start it again")
+        tensor = self.pair.open(str(cell["tensor"]))
+        if "kind" not in cell:
+            return vector_records(tensor)
+        wanted = Wanted(
+            ranks=tuple(int(rank) for rank in str(cell["ranks"]).split(",") if rank),
+            tolerance=self.tolerance,
+            norm=self.norm,
+            dtype=self.dtype,
+            inputs=self.inputs.of(tensor.name) if self.inputs else None,
+        )
+        records, factors = matrix_records(tensor, wanted, seed)
+        if (part := self.part(cell)) is not None:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            _write_part(part, factors)
+        return records
+
+
+def update_study(name: str, audit: Audit, plan: Plan, cells: list[dict[str, Any]] | None = None) -> Study:
     """Study of the difference of two checkpoints, to be run like any other; what it leaves out it skips, with reasons.
 
     Parameters
     ----------
     name : str
         Name of the report.
-    pair : Pair
-    ranks : list of int, optional
-        Ranks of the truncations; 1, 4, 16 and 64 by default.
-    pattern : str, optional
-        Shell pattern of the names of the tensors.
-
-    Raises
-    ------
-    CheckpointError, ValueError
-        If there is nothing that can be measured.
+    audit : Audit
+    plan : Plan
+    cells : list of dict, optional
+        Some of the cells.
     """
-    chosen = tuple(sorted(set(ranks or RANKS)))
-    if chosen[0] < 1:
-        raise ValueError(f"--rank must be at least 1, got {chosen[0]}")
-    plan = plan_of(pair, pattern)
-    asked = ",".join(map(str, chosen))
-    cells = [{"tensor": tensor, "data": data, "ranks": asked} for tensor, data in plan.tensors.items()]
-    cells += [{"tensor": tensor, "left_out": reason} for tensor, reason in plan.left_out.items()]
     return Study(
         name=name,
         title=f"What the update changed: {name.removeprefix('update-')}",
         question=(
-            "How fast do the singular values of the update decay, matrix by matrix, "
-            "and what is lost when it is truncated at rank r?"
+            "Which rank does the update of each weight matrix need, by every rule in use, what is lost at that rank, "
+            "and what of the update is only the noise of its storage?"
         ),
-        setup=_setup(pair, plan),
-        cells=partial(_cells, cells),
-        measure=partial(_measure, pair),
-        figures=_figures,
-        tables=_tables,
-        claims=_claims,
+        setup=_setup(audit, plan),
+        cells=partial(_cells, audit.cells(plan) if cells is None else cells),
+        measure=audit.measure,
+        figures=figures_of,
+        tables=tables_of,
+        claims=claims_of,
         references=REFERENCES,
-    )
-
-
-def _setup(pair: Pair, plan: Plan) -> str:
-    base, tuned = (path.resolve().name for path in (pair.base, pair.tuned))
-    return (
-        f"Base {base}, tuned {tuned}: {len(plan.tensors)} matrices that both hold with the same shape. The difference "
-        "is formed in float64 from the stored values. Its singular values come from a dense decomposition; they give "
-        "the error of the truncated singular value decomposition, which is the smallest of any matrix of that rank, in "
-        "the Frobenius and the spectral norm (Eckart, Young, Mirsky). Doing nothing, a zero update, has error 1. The "
-        "noise of storage is what rounding to the stored precision does to a matrix of these entries, as independent "
-        "uniform errors would; the base is taken to be what training started from."
+        size=_size,
     )
 
 
@@ -96,214 +188,85 @@ def _cells(grid: list[dict[str, Any]], _scale: str) -> list[dict[str, Any]]:
     return grid
 
 
-def _measure(pair: Pair, cell: Cell, _seed: int) -> list[dict[str, Any]]:
-    """Records of one tensor."""
-    if cell.get("left_out"):
-        raise Skip(str(cell["left_out"]))
-    name = str(cell["tensor"])
-    m = Matrices.read(name, pair)
-    if m.digest() != cell["data"]:
-        raise RuntimeError("the checkpoints were changed during the run: start it again")
-    if np.array_equal(m.base, m.tuned):
-        raise Skip("equal in BASE and TUNED: there is no update")
-    ranks = [int(rank) for rank in str(cell["ranks"]).split(",")]
-    facts = {"rows": m.base.shape[0], "columns": m.base.shape[1], "stored_base": m.stored[0], "stored": m.stored[1]}
-    return [facts | record for record in update_records(m.base, m.tuned, ranks, m.stored[1])]
+def _size(cell: Cell) -> int:
+    return int(cell.get("bytes") or 0)
 
 
-# -- figures and tables ------------------------------------------------------------------------------------------------
-
-
-def kind_of(tensor: str) -> str:
-    """Kind of a tensor: the last word of its name, without numbers.
-
-    Examples
-    --------
-    >>> kind_of("model.layers.3.self_attn.q_proj.weight"), kind_of("delta_12")
-    ('q_proj', 'delta')
-    """
-    words = re.sub(r"\.weight$", "", tensor).split(".")
-    words = [w for word in words if (w := re.sub(r"\d+", "", word).strip("_"))]
-    return words[-1] if words else tensor
-
-
-def _kinds(tensors: pd.Series) -> pd.Series:
-    """Kind of each, the rarer ones beyond eight together."""
-    kinds = tensors.map(kind_of)
-    most = MOST_GROUPS if kinds.nunique() <= MOST_GROUPS else MOST_GROUPS - 1
-    common = list(kinds.value_counts().index[:most])
-    return kinds.where(kinds.isin(common), "others")
-
-
-def _draw_spectra(fig: Canvas, data: pd.DataFrame) -> None:
-    """Singular values relative to the largest, a curve for each tensor, and where the noise of storage begins."""
-    from nla_llm.report import style  # noqa: PLC0415 - matplotlib loads only in the process that draws
-
-    ax = fig.subplots()
-    seen: set[str] = set()
-    for (kind, _), curve in groups(data, ["kind", "tensor"]):
-        label = None if kind in seen else kind
-        seen.add(kind)
-        scale = curve["value"].iloc[0]
-        drawn = style.line(ax, curve["index"], curve["value"] / scale, family=kind, label=label, marker="")
-        drawn.set_linewidth(0.9)
-        span, noise = [curve["index"].min(), curve["index"].max()], curve["noise_spectral"].iloc[0]
-        style.theory_line(ax, span, noise, family=kind, label="noise of storage")
-    style.log_axes(ax)
-    floor = max(min(data["noise_spectral"].min() / 10, 0.1), data["relative"].min() / 2, 1e-10)
-    ax.set_ylim(floor, 1.5)
-    style.label(ax, "index i", "singular value of the update, relative to the largest")
-
-
-def _draw_truncation(fig: Canvas, data: pd.DataFrame) -> None:
-    """Median error over the tensors of a kind against the rank, both norms."""
-    from nla_llm.report import style  # noqa: PLC0415
-
-    for ax, (norm, panel) in zip(fig.subplots(1, 2, sharey=True), data.groupby("norm", sort=False), strict=True):
-        style.yardstick(ax, [panel["rank"].min(), panel["rank"].max()], 1.0, kind="zero_update")
-        for (kind,), curve in groups(panel, ["kind"]):
-            by_rank = curve.groupby("rank")["value"].agg(["median", "min", "max"]).reset_index()
-            style.line(ax, by_rank["rank"], by_rank["median"], by_rank["min"], by_rank["max"], family=kind, label=kind)
-        style.log_axes(ax, x=2, y=None)
-        ax.set_ylim(0, 1.05)
-        style.label(ax, "rank r", "" if norm == "spectral" else "relative error of the update", f"{norm} norm")
-
-
-def _figures(records: pd.DataFrame) -> list[Figure]:
-    """Spectra, and the error of truncation."""
-    if succeeded(records, what="tensor").empty:
-        return []
-    caption = (
-        "Singular values of the update of every matrix, relative to its largest, coloured by the kind of the matrix. "
-        "Dashed: the noise that rounding to the stored precision would leave; what lies below cannot be told from it."
+def _setup(audit: Audit, plan: Plan) -> str:
+    base, tuned = (path.resolve().name for path in (audit.pair.base, audit.pair.tuned))
+    matrices = sum(found.kind != "vector" for found in plan.tensors.values())
+    stored = f" Errors are those of the factors as they are stored, in {audit.dtype}." if audit.dtype else ""
+    return (
+        f"Base {base}, tuned {tuned}: {matrices} matrices that both hold with the same shape; kernels of "
+        "convolutions are "
+        "matrices with a row for each output. The difference is formed from the stored values. Up to the smaller "
+        "dimension 1024 all its singular values are computed; of larger matrices the leading ones by block "
+        "Lanczos, and "
+        f"what that leaves is bracketed: ranks are then ranges.{stored} Doing nothing, a zero update, has error 1.\n\n"
+        "Storage rounds weights to a grid. If entries of the trained update are independent and normal, of the size "
+        "that explains the stored difference, then so large a share of them does not change, so much of the update "
+        "survives, and the rest is noise of that size. Of two histories of the pair, the base being what training "
+        "started from or a rounded copy of it, the one is taken that explains the share of unchanged entries, or "
+        "else the median singular value."
     )
-    found = [Figure("spectrum", caption, _draw_spectra, _spectra(records), size=(6.5, 3.9))]
-    errors = _errors(records)
-    if errors["rank"].nunique() > 1:
-        caption = (
-            "Error of the update truncated at rank r, median over the matrices of a kind; bands: from the smallest to "
-            "the largest. Grey: no update at all."
-        )
-        found.append(Figure("truncation", caption, _draw_truncation, errors, size=(6.5, 3.7), panels=(1, 2)))
-    return found
 
 
-def _spectra(records: pd.DataFrame) -> pd.DataFrame:
-    part = succeeded(records, what="spectrum")
-    noise = succeeded(records, what="tensor").set_index("tensor")["noise_spectral"]
-    data = valued(part, "singular_value", ["tensor", "index"])
-    data.insert(0, "kind", _kinds(part["tensor"]))
-    largest = data.groupby("tensor")["value"].transform("max")
-    return data.assign(relative=data["value"] / largest, noise_spectral=data["tensor"].map(noise))
+def within_budget(plan: Plan, audit: Audit, budget: int, run: Callable[[Audit], pd.DataFrame]) -> dict[str, int]:
+    """Ranks that share out a budget of parameters among the matrices that an adapter can hold.
 
+    Parameters
+    ----------
+    plan : Plan
+    audit : Audit
+    budget : int
+        Parameters of the adapter.
+    run : callable
+        Measures the pair with the ranks of an audit, and gives the records.
 
-def _errors(records: pd.DataFrame) -> pd.DataFrame:
-    part = succeeded(records, what="truncation")
-    part = part.assign(kind=_kinds(part["tensor"]), rank=part["rank"].astype(int))
-    panels = [
-        valued(part, f"relative_{norm.lower()}", ["kind", "tensor", "rank"]).assign(norm=norm)
-        for norm in ("Frobenius", "spectral")
-    ]
-    return pd.concat(panels)
-
-
-def whole_table(records: pd.DataFrame) -> pd.DataFrame:
-    """A row for each tensor: size, rank and storage of its update."""
-    return pd.DataFrame([_whole_row(row) for row in succeeded(records, what="tensor").to_dict("records")])
-
-
-def _whole_row(row: dict[Any, Any]) -> dict[str, str]:
-    stored = row["stored"] if row["stored"] == row["stored_base"] else f"{row['stored_base']}, {row['stored']}"
-    return {
-        "tensor": row["tensor"],
-        "shape": f"{row['rows']:.0f} × {row['columns']:.0f}",
-        "stored": stored,
-        "size": "n/a" if pd.isna(row["relative_update"]) else f"{row['relative_update']:.2g}",
-        "stable rank": f"{row['stable_rank']:.3g}",
-        "rank 50, 90, 99 %": ", ".join(f"{row[f'rank_{share}']:.0f}" for share in (50, 90, 99)),
-        "zeros": f"{100 * row['zero_share']:.1f} %",
-        "noise": f"{row['noise_frobenius']:.2g}",
-        "above noise": f"{row['above_noise']:.0f}",
+    Raises
+    ------
+    ValueError
+        If not even one matrix gets a rank of one.
+    """
+    shapes = {
+        name: (found.shape[0], int(np.prod(found.shape[1:])))
+        for name, found in plan.tensors.items()
+        if found.kind != "vector" and not found.equal and not found.barred
     }
+    sizes = {name: sum(shape) for name, shape in shapes.items()}
+    if not sizes or budget < min(sizes.values()):
+        least = min(sizes.values(), default=0)
+        raise ValueError(f"--budget {budget} is below the {least} parameters of the smallest matrix at rank one")
+    caps = {name: min(*shapes[name], budget // size) for name, size in sizes.items()}
+    probed = {name: min(_PROBE, cap) for name, cap in caps.items()}
+    while True:
+        records = run(replace(audit, own=tuple((name, max(rank, 1)) for name, rank in probed.items())))
+        found = records[records["what"] == "tensor"].set_index("tensor")["leading"]
+        layers = [Layer(json.loads(found[name])[: probed[name]], *shapes[name]) for name in sizes]
+        ranks = dict(zip(sizes, allocate(layers, budget, "energy_per_parameter"), strict=True))
+        short = [name for name, rank in ranks.items() if rank == probed[name] < caps[name]]
+        if not short:
+            return ranks
+        probed |= {name: min(2 * probed[name], caps[name]) for name in short}
 
 
-def short_names(table: pd.DataFrame) -> pd.DataFrame:
-    """The same for a narrow terminal: names without what all of them begin and end with.
-
-    Examples
-    --------
-    >>> short_names(pd.DataFrame({"tensor": ["layers.0.q.weight", "layers.1.k.weight"]}))["tensor"].to_list()
-    ['0.q', '1.k']
-    """
-    split = [name.split(".") for name in table["tensor"]]
-    if len(split) < 2:
-        return table
-    front, back = _shared(split), _shared([words[::-1] for words in split])
-    return table.assign(tensor=[".".join(words[front : len(words) - back]) or ".".join(words) for words in split])
+def _write_part(path: Path, factors: Factors) -> None:
+    arrays = {"left": factors.left, "right": factors.right}
+    write_safetensors(path, {key: (a.shape, a.dtype.name) for key, a in arrays.items()}, arrays.__getitem__)
 
 
-def _shared(names: list[list[str]]) -> int:
-    """How many words all names begin with."""
-    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*names, strict=False)))
+def read_part(path: Path, rank: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Left and right factor of a part."""
+    files = open_safetensors(path)
+    left, right = (files.tensor(key, None) for key in ("left", "right"))
+    return left[:, :rank], right[:, :rank]
 
 
-def truncation_table(records: pd.DataFrame) -> pd.DataFrame:
-    """A row for each tensor: the error at every rank, Frobenius and spectral."""
-    cut = succeeded(records, what="truncation")
-    rows = []
-    for tensor, part in cut.groupby("tensor", sort=False):
-        errors = {
-            f"r = {row['rank']:.0f}": f"{row['relative_frobenius']:.3g}, {row['relative_spectral']:.3g}"
-            for row in part.to_dict("records")
-        }
-        rows.append({"tensor": tensor, **errors})
-    return pd.DataFrame(rows)
+def _digest(values: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:16]
 
 
-def _tables(records: pd.DataFrame) -> list[Table]:
-    if succeeded(records, what="tensor").empty:
-        return []
-    whole = (
-        "The update of every matrix: size relative to the base (Frobenius), stable rank, smallest ranks that keep 50, "
-        "90 and 99 % of its energy, entries that are exactly zero, noise of storage relative to the update "
-        "(Frobenius), and how many singular values lie above that noise."
-    )
-    cut = "Relative error of the update truncated at rank r: Frobenius, spectral. A zero update has 1, 1."
-    return [Table("tensors", whole, whole_table(records)), Table("truncation", cut, truncation_table(records))]
-
-
-# -- findings ----------------------------------------------------------------------------------------------------------
-
-
-def _claims(records: pd.DataFrame) -> list[Claim]:
-    """What storage hides, and what the largest rank keeps."""
-    whole, cut = succeeded(records, what="tensor"), succeeded(records, what="truncation")
-    return [] if whole.empty else [*_storage_finding(whole), _rank_finding(cut)]
-
-
-def _storage_finding(whole: pd.DataFrame) -> list[Claim]:
-    """A warning where 16 bits have swallowed much of the update."""
-    hidden = whole[whole["stored"].isin(_SIXTEEN) & (whole["zero_share"] > MANY_ZEROS)]
-    if hidden.empty:
-        return []
-    sentence = (
-        f"Storage in 16 bits hides part of the update: in {len(hidden)} of {len(whole)} matrices more than "
-        f"{100 * MANY_ZEROS:.0f} % of the differences are exactly zero. Ranks and errors are those of the stored "
-        "update, not of the trained one; compare checkpoints saved in float32"
-    )
-    worst = hidden.sort_values("zero_share")["tensor"].iloc[-1]
-    low, high = (100 * f(hidden["zero_share"]) for f in (min, max))
-    return [Claim(sentence, "confirmed", f"{low:.0f} to {high:.0f} % zeros, most in {worst}")]
-
-
-def _rank_finding(cut: pd.DataFrame) -> Claim:
-    """How many matrices the largest rank keeps."""
-    last = cut[cut["rank"] == cut["rank"].max()]
-    keeps = int((last["relative_spectral_upper"] <= WELL_KEPT).sum())
-    what = "every matrix" if keeps == len(last) else f"{keeps} of {len(last)} matrices"
-    worst = (last[f"relative_{norm}"].max() for norm in ("spectral", "frobenius"))
-    return Claim(
-        f"Rank {last['rank'].iloc[0]:.0f} keeps the update of {what} to {100 * WELL_KEPT:.0f} % in the spectral norm",
-        "confirmed",
-        "largest error {:.3g} spectral, {:.3g} Frobenius".format(*worst),
-    )
+def ranks_of(records: pd.DataFrame) -> Mapping[str, int]:
+    """Rank of the stored factors of every matrix."""
+    part = succeeded(records, what="tensor").reindex(columns=["tensor", "rank"])
+    return {str(name): int(rank) for name, rank in zip(part["tensor"], part["rank"], strict=True)}

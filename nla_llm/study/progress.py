@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,24 +19,40 @@ _MOST = 10  # cells in trouble that are told of while the run goes on; the summa
 
 
 @contextmanager
-def progress(total: int, *, enabled: bool = True, console: Console | None = None) -> Iterator[Callable[[Result], None]]:
-    """Show how far a run of ``total`` cells is; gives the function to call with each result."""
+def progress(
+    total: int,
+    *,
+    enabled: bool = True,
+    console: Console | None = None,
+    size: Callable[[Result], int] | None = None,
+) -> Iterator[Callable[[Result], None]]:
+    """Show how far a run of ``total`` cells is; gives the function to call with each result.
+
+    With ``size`` the total is in bytes, and ``size(result)`` is what a cell adds to them.
+    """
     if not enabled or total == 0:
         yield lambda _: None
         return
     from rich.console import Console  # noqa: PLC0415 - not for a run without progress
 
     console = console or Console(stderr=True)
-    with _bar(total, console) if console.is_terminal else _lines(total, console) as advance:
+    with (_bar if console.is_terminal else _lines)(total, console, size) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(total: int, console: Console) -> Iterator[Callable[[Result], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - not for a run without progress
+def _bar(total: int, console: Console, size: Callable[[Result], int] | None) -> Iterator[Callable[[Result], None]]:
+    from rich.progress import (  # noqa: PLC0415 - not for a run without progress
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     left = TimeRemainingColumn(elapsed_when_finished=True)
-    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), left)
+    parts = (TextColumn("{task.description}"), BarColumn(), DownloadColumn() if size else MofNCompleteColumn(), left)
     with Progress(*parts, console=console, transient=True, speed_estimate_period=600) as shown:
         task = shown.add_task("cells", total=total)
 
@@ -45,30 +60,34 @@ def _bar(total: int, console: Console) -> Iterator[Callable[[Result], None]]:
 
         def advance(result: Result) -> None:
             tell(result)
-            shown.update(task, advance=1, description=result.study)
+            shown.update(task, advance=size(result) if size else 1, description=result.study)
 
         yield advance
 
 
 @contextmanager
-def _lines(total: int, console: Console) -> Iterator[Callable[[Result], None]]:
+def _lines(total: int, console: Console, size: Callable[[Result], int] | None) -> Iterator[Callable[[Result], None]]:
     started = shown = time.monotonic()
-    counts: Counter[str] = Counter()
+    done, whole = 0, _amount(total) if size else f"{total} cells"
 
     tell = _teller(console)
 
     def advance(result: Result) -> None:
-        nonlocal shown
-        counts[result.status] += 1
+        nonlocal shown, done
+        done += size(result) if size else 1
         tell(result)
-        now, done = time.monotonic(), counts.total()
+        now, so_far = time.monotonic(), _amount(done) if size else done
         if done == total:
-            _say(console, f"{done} of {total} cells in {duration(now - started)}")
-        elif now - shown >= _LINE_SECONDS:
+            _say(console, f"{so_far} of {whole} in {duration(now - started)}")
+        elif done and now - shown >= _LINE_SECONDS:
             shown = now
-            _say(console, f"{done} of {total} cells, about {duration((now - started) * (total - done) / done)} left")
+            _say(console, f"{so_far} of {whole}, about {duration((now - started) * (total - done) / done)} left")
 
     yield advance
+
+
+def _amount(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _say(console: Console, text: str) -> None:

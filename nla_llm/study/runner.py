@@ -22,7 +22,7 @@ from .summary import StudySummary, Summary, summarise
 from .workers import RunError, in_process, in_workers, through_executor
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from concurrent.futures import Executor
 
     from .cells import Scalar
@@ -134,7 +134,9 @@ def run(
         number = kept.begin(facts)
         outcome = _Outcome()
         results = _results(plans, pool, jobs=jobs, threads=threads, cores=cores)
-        shown = show_progress(sum(len(plan.tasks) for plan in plans), enabled=progress)
+        size = _size_of(plans)
+        total = sum(size(task) if size else 1 for plan in plans for task in plan.tasks)
+        shown = show_progress(total, enabled=progress, size=size)
         try:
             with outcome, shown as advance, closing(results):
                 for result in results:
@@ -179,6 +181,14 @@ def _plan(
         if key(cell, version) not in final
     ]
     return _Plan(study, cells, tasks)
+
+
+def _size_of(plans: Sequence[_Plan]) -> Callable[[Task | Result], int] | None:
+    """Bytes that a cell reads, where all studies of a run say so of theirs."""
+    sizes = {plan.study.name: plan.study.size for plan in plans if plan.study.size is not None}
+    if len(sizes) < len(plans):
+        return None
+    return lambda one: sizes[str(one.cell["study"])](one.cell)
 
 
 def _results(

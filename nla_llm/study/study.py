@@ -56,6 +56,8 @@ class Study:
         The scale at which ``nla-llm run`` without arguments runs it; "" for a study that has to be named.
     exclusive : bool
         Whether the cells measure time, and so run one at a time after all others, with every core to themselves.
+    size : callable, optional
+        ``size(cell)``: bytes that a cell reads, where they say better than its number how far a run is.
     source : str
         Name or file under which other processes find the study; set by the catalogue.
 
@@ -86,6 +88,7 @@ class Study:
     references: Sequence[str] = ()
     headline: Scale | Literal[""] = ""
     exclusive: bool = False
+    size: Callable[[Cell], int] | None = None
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -62,3 +63,28 @@ def qkv():
     """Two heads of 24 tokens, dimension 4, with a mask that hides the last four keys."""
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 24, 4)).astype(np.float32)
     return {"q": q, "k": k, "v": v, "mask": np.arange(24) < 20}
+
+
+@pytest.fixture
+def pair():
+    """A base, and what rank 3 made of it: two layers of two matrices, and a vector."""
+    rng = np.random.default_rng(0)
+    base, tuned = {}, {}
+    for layer in range(2):
+        for kind, shape in (("q_proj", (24, 16)), ("up_proj", (16, 40))):
+            name = f"model.layers.{layer}.{kind}.weight"
+            base[name] = (
+                rng.standard_normal(shape).astype(ml_dtypes.bfloat16).astype(float)
+            )  # what training starts from
+            update = rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1]))
+            tuned[name] = base[name] + 0.02 * update * np.linalg.norm(base[name]) / np.linalg.norm(update)
+    base["model.norm.weight"] = np.ones(16)
+    tuned["model.norm.weight"] = np.full(16, 1.125)
+    return base, tuned
+
+
+@pytest.fixture
+def saved(save, pair):
+    """The pair in float32."""
+    base, tuned = ({k: x.astype(np.float32) for k, x in arrays.items()} for arrays in pair)
+    return save("b.safetensors", **base), save("t.safetensors", **tuned)

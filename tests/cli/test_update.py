@@ -1,36 +1,31 @@
-"""The verb update: the difference of two checkpoints, matrix by matrix."""
+"""The verb update: the difference of two checkpoints, matrix by matrix, and adapters."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
-from nla_llm.cli.update_study import kind_of, short_names
-from nla_llm.problems import open_safetensors
+import nla_llm
+from nla_llm.cli.update_figures import kind_of
+from nla_llm.cli.update_tables import short_names
+from nla_llm.problems.adapters import open_adapter
 from nla_llm.study import Store
 
 QUICK = ["--jobs", 0, "--rank", 1, "--rank", 4]
-ADAPTERS = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
-@pytest.fixture
-def pair():
-    """A base, and what rank 3 made of it: two layers of two matrices, and a vector."""
-    rng = np.random.default_rng(0)
-    base, tuned = {}, {}
-    for layer in range(2):
-        for kind, shape in (("q_proj", (24, 16)), ("up_proj", (16, 40))):
-            name = f"model.layers.{layer}.{kind}.weight"
-            base[name] = (
-                rng.standard_normal(shape).astype(ml_dtypes.bfloat16).astype(float)
-            )  # what training starts from
-            update = rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1]))
-            tuned[name] = base[name] + 0.02 * update * np.linalg.norm(base[name]) / np.linalg.norm(update)
-    base["model.norm.weight"] = tuned["model.norm.weight"] = np.ones(16)
-    return base, tuned
+def stored(arrays, dtype):
+    return {name: array.astype(dtype) for name, array in arrays.items()}
 
 
 def records(path="results/nla_llm.sqlite"):
@@ -38,17 +33,25 @@ def records(path="results/nla_llm.sqlite"):
         return pd.DataFrame([{**r.cell, **record} for r in store.results() for record in r.records])
 
 
-def stored(arrays, dtype):
-    return {name: array.astype(dtype) for name, array in arrays.items()}
+def merged(directory, base):
+    """Base plus adapter, by the configuration and the names of PEFT."""
+    adapter = open_adapter(directory)
+    result = dict(base)
+    for name, module in adapter.modules.items():
+        left, right = adapter.factors(name)
+        weight = f"{name.removeprefix('base_model.model.')}.weight"
+        result[weight] = base[weight] + module.scale * (left @ right.T).reshape(base[weight].shape)
+    return result
+
+
+# -- the audit ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_reports")
-def test_truncation_agrees_with_an_explicit_one(nla, save, pair):
+def test_truncation_agrees_with_an_explicit_one(nla, saved, pair):
     """In both norms, against matrices that are really truncated."""
     base, tuned = (stored(arrays, np.float32) for arrays in pair)
-    outcome = nla(
-        "update", save("b.safetensors", **base), save("t.safetensors", **tuned), "--jobs", 0, "--rank", 1, "--rank", 2
-    )
+    outcome = nla("update", *saved, "--jobs", 0, "--rank", 1, "--rank", 2)
     assert outcome.code == 0, outcome.err
     cut = records().query("what == 'truncation'").set_index(["tensor", "rank"])
     assert len(cut) == 8
@@ -62,40 +65,35 @@ def test_truncation_agrees_with_an_explicit_one(nla, save, pair):
             assert row[f"relative_{norm}"] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.usefixtures("no_reports")
-def test_facts_of_a_tensor(nla, save, pair):
-    base, tuned = (stored(arrays, np.float32) for arrays in pair)
-    nla("update", save("b.safetensors", **base), save("t.safetensors", **tuned), *QUICK)
-    for row in records().query("what == 'tensor'").to_dict("records"):
-        delta = tuned[row["tensor"]].astype(float) - base[row["tensor"]].astype(float)
-        s = np.linalg.svd(delta, compute_uv=False)
-        assert row["relative_update"] == pytest.approx(0.02, rel=1e-4)
-        assert row["stable_rank"] == pytest.approx(np.sum(s**2) / s[0] ** 2, rel=1e-9)
-        assert row["rank_90"] == np.argmax(np.cumsum(s**2) >= 0.9 * np.sum(s**2)) + 1
-        assert row["above_noise"] == 3
-        assert row["zero_share"] == np.mean(delta == 0) < 0.01
-
-
 def test_report_and_what_is_left_out(nla, save, pair):
     """Nothing is left out silently."""
     base, tuned = (stored(arrays, np.float32) for arrays in pair)
     same = np.ones((3, 3), np.float32)
     base |= {"only.weight": same, "wide.weight": same, "same.weight": same, "whole.weight": same.astype(np.int32)}
     tuned |= {"wide.weight": np.ones((3, 4), np.float32), "same.weight": same, "whole.weight": same.astype(np.int32)}
+    tuned["new.weight"] = same
     outcome = nla("update", save("b.safetensors", **base), save("tuned v2.safetensors", **tuned), *QUICK)
     assert outcome.code == 0, outcome.err
     assert Path("reports/update-tuned-v2.pdf").read_bytes().startswith(b"%PDF")
     names = {p.stem for p in Path("reports/update-tuned-v2").iterdir()}
-    assert names == {"spectrum", "truncation", "table-tensors", "table-truncation"}
+    tables = {f"table-{name}" for name in ("total", "tensors", "ranks", "truncation", "directions", "left-out")}
+    assert names == {"spectrum", "ranks", "truncation"} | tables
     for line in (
-        "skipped, not a matrix: 1 (model.norm.weight)",
         "skipped, only in BASE: 1 (only.weight)",
+        "skipped, only in TUNED: 1 (new.weight)",
         "skipped, of another shape in BASE than in TUNED: 1 (wide.weight)",
         "skipped, not stored as float16, bfloat16, float32, float64: 1 (whole.weight)",
         "skipped, equal in BASE and TUNED: there is no update: 1 (same.weight)",
     ):
         assert line in outcome.out
-    assert "9 cells, 4 ok, 5 skipped" in outcome.out  # the four above, and what is the same in both
+    assert "10 cells, 5 ok, 5 skipped" in outcome.out
+    left = pd.read_csv("reports/update-tuned-v2/table-left-out.csv")
+    assert left.to_dict("records")[0] == {
+        "why": "a norm or a bias, not a matrix",
+        "tensors": 1,
+        "largest change": 0.125,
+        "of": "model.norm.weight",
+    }
 
 
 @pytest.mark.usefixtures("no_reports")
@@ -106,23 +104,24 @@ def test_sixteen_bits_hide_an_update_and_the_report_says_so(nla, save, pair):
     narrow, wide = stored(small, ml_dtypes.bfloat16), stored(small, np.float32)
     warned = " ".join(nla("update", save("b.safetensors", **base), save("t.safetensors", **narrow), *QUICK).out.split())
     assert "Storage in 16 bits hides part of the update: in 4 of 4 matrices" in warned
-    shares = records().query("what == 'tensor'")["zero_share"]
+    assert "only noise of storage is kept" in warned
+    shares = records().query("what == 'tensor'")["unchanged"]
     assert shares.min() > 0.5
     quiet = nla("update", save("b32.safetensors", **stored(base, np.float32)), save("t32.safetensors", **wide), *QUICK)
     assert "Storage in 16 bits" not in quiet.out
 
 
 @pytest.mark.usefixtures("no_reports")
-def test_a_second_run_computes_nothing(nla, save, pair):
-    base, tuned = (stored(arrays, np.float32) for arrays in pair)
-    arguments = save("b.safetensors", **base), save("t.safetensors", **tuned), *QUICK, "--tensors", "*q_proj*"
-    assert "2 ok" in nla("update", *arguments).out
-    assert "2 ok, 3 skipped; 3 computed now" in nla("update", *arguments).out  # what is skipped is looked at again
+def test_a_second_run_computes_nothing(nla, saved):
+    assert "2 ok" in nla("update", *saved, *QUICK, "--tensors", "*q_proj*").out
+    again = nla("update", *saved, *QUICK, "--tensors", "*q_proj*").out
+    assert "2 ok, 3 skipped; 3 computed now" in again  # what is skipped is looked at again
 
 
 @pytest.mark.usefixtures("no_reports")
 def test_sharded_directories_and_workers(nla, save, pair, tmp_path):
-    base, tuned = (stored(arrays, np.float32) for arrays in pair)
+    """The base in float32 and whole, the tuned in bfloat16 and in two shards."""
+    base, tuned = stored(pair[0], np.float32), stored(pair[1], ml_dtypes.bfloat16)
     save("base/model.safetensors", **base)
     names = sorted(tuned)
     weight_map = {}
@@ -136,49 +135,202 @@ def test_sharded_directories_and_workers(nla, save, pair, tmp_path):
     assert records().query("what == 'truncation'")["relative_frobenius"].between(0.05, 0.9).all()
 
 
+# -- the adapter -------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.usefixtures("no_reports")
-def test_a_real_adapter_has_the_rank_it_was_trained_with(nla, save):
-    """ΔW = up @ down of a published LoRA of rank one, added to a base."""
-    if not ADAPTERS.is_dir():
-        pytest.skip("the folder shared/data with real adapters is not here")
-    files = open_safetensors(ADAPTERS / "lora_disney.safetensors")
-    down = next(name for name in files.names() if "down" in name)
-    up = down.replace("down", "up")
-    if up not in files:
-        pytest.skip(f"no pair of {down} in the adapter")
-    delta = files.tensor(up).astype(float) @ files.tensor(down).astype(float)
-    base = np.zeros_like(delta)
-    nla("update", save("b.safetensors", w=base), save("t.safetensors", w=delta), "--rank", 1, "--jobs", 0)
-    (row,) = records().query("what == 'truncation'").to_dict("records")
-    assert row["relative_spectral"] < 1e-6
-    (whole,) = records().query("what == 'tensor'").to_dict("records")
-    assert whole["stable_rank"] == pytest.approx(1)
-
-
-def test_mistakes_are_told_in_a_sentence(nla, save, pair, tmp_path):
+@pytest.mark.parametrize(("dtype", "unit"), [("float32", 2.0**-23), ("bfloat16", 2.0**-8), ("float16", 2.0**-10)])
+def test_the_adapter_is_the_update(nla, saved, pair, dtype, unit):
+    """At the trained rank base plus adapter is the tuned model, to rounding of the factors."""
+    outcome = nla("update", *saved, "--jobs", 0, "--rank", 3, "-o", "adapter", "--dtype", dtype)
+    assert outcome.code == 0, outcome.err
+    assert "wrote adapter, 4 matrices" in outcome.out
+    assert "not in the adapter, a norm or a bias, not a matrix: 1 (model.norm.weight)" in outcome.out
     base, tuned = (stored(arrays, np.float32) for arrays in pair)
+    result = merged("adapter", base)
+    for name in set(base) - {"model.norm.weight"}:
+        size = np.abs(tuned[name] - base[name]).max()
+        assert np.abs(result[name] - tuned[name]).max() <= 8 * unit * size + 2.0**-22
+    stored_as = {str(x.dtype) for x in load_file("adapter/adapter_model.safetensors").values()}
+    assert stored_as == {dtype}
+    assert sorted(p.name for p in Path("adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert not list(Path().glob(".adapter*"))
+
+
+@pytest.mark.usefixtures("no_reports")
+@pytest.mark.parametrize("norm", ["spectral", "frobenius"])
+def test_a_tolerance_is_met_by_what_is_written(nla, saved, pair, norm):
+    outcome = nla("update", *saved, "--jobs", 0, "--tolerance", 0.5, "--norm", norm, "-o", "adapter")
+    assert outcome.code == 0, outcome.err
+    base, tuned = (stored(arrays, np.float32) for arrays in pair)
+    result, order = merged("adapter", base), 2 if norm == "spectral" else None
+    for name in set(base) - {"model.norm.weight"}:
+        error = np.linalg.norm(result[name] - tuned[name], order)
+        assert error <= 0.5 * np.linalg.norm(tuned[name] - base[name], order) * (1 + 1e-5)
+    assert "confirmed: The tolerance is certainly met" in " ".join(outcome.out.split())
+
+
+@pytest.mark.usefixtures("no_reports")
+def test_a_budget_is_kept_and_spent_where_the_energy_is(nla, save, pair):
+    base, tuned = (stored(arrays, np.float32) for arrays in pair)
+    loud = "model.layers.1.q_proj.weight"
+    tuned[loud] = base[loud] + 10 * (tuned[loud] - base[loud])
     b, t = save("b.safetensors", **base), save("t.safetensors", **tuned)
-    assert "missing does not exist" in nla("update", b, "missing").sentence
-    assert "--rank must be at least 1" in nla("update", b, t, "--rank", 0).sentence
-    told = nla("update", b, t, "--tensors", "*attn*").sentence
-    assert "no tensor of b.safetensors and t.safetensors can be compared: 5 not asked for by --tensors" in told
-    name = "model.layers.0.q_proj.weight"
-    broken = save("nan.safetensors", **(tuned | {name: np.full((24, 16), np.nan, np.float32)}))
-    told = nla("update", b, broken).sentence
-    assert name in told
-    assert "NaN" in told
-    (tmp_path / "pickled").mkdir()
-    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80")
-    assert "pickled" in nla("update", b, "pickled").sentence
+    outcome = nla("update", b, t, "--jobs", 0, "--budget", 180, "-o", "adapter")
+    assert outcome.code == 0, outcome.err
+    adapter = open_adapter("adapter")
+    ranks = {name: adapter.factors(name)[0].shape[1] for name in adapter.modules}
+    assert ranks["base_model.model.model.layers.1.q_proj"] == 3
+    parameters = sum(x.size for x in load_file("adapter/adapter_model.safetensors").values())
+    assert parameters <= 180
+    assert len(ranks) < 4
+    assert "the budget gives them no rank" in outcome.out
 
 
-def test_two_equal_checkpoints(nla, save, pair):
-    """Every cell is skipped with the reason, the report says so, and nothing breaks."""
-    b = save("b.safetensors", **stored(pair[0], np.float32))
-    outcome = nla("update", b, b, *QUICK)
-    assert outcome.code == 0
-    assert "5 skipped" in outcome.out
-    assert Path("reports/update-b.pdf").exists()
+@pytest.mark.usefixtures("no_reports")
+def test_kernels_and_embeddings(nla, save, tmp_path):
+    """Each in the shape in which PEFT expects it."""
+    rng = np.random.default_rng(1)
+    shapes = {
+        "conv.weight": (6, 4, 3, 3),
+        "conv1.weight": (6, 4, 3),
+        "embed_tokens.weight": (20, 8),
+        "lm_head.weight": (20, 8),
+    }
+    base = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    tuned = {name: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for name, x in base.items()}
+    save("base/model.safetensors", **base)
+    save("tuned/model.safetensors", **tuned)
+    for tied in (False, True):
+        for name in ("base", "tuned"):
+            (tmp_path / name / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+        outcome = nla("update", "base", "tuned", "--jobs", 0, "--rank", 20, "-o", f"adapter{tied:d}")
+        assert outcome.code == 0, outcome.err
+        result = merged(f"adapter{tied:d}", base)
+        for name, wanted in tuned.items():
+            held = not tied or "conv" in name
+            assert np.allclose(result[name], wanted if held else base[name], atol=1e-5), name
+    shape = load_file("adapter0/adapter_model.safetensors")["base_model.model.conv.lora_A.weight"].shape
+    assert shape == (6, 4, 3, 3)
+    assert "the embedding is tied to the output head" in outcome.out
+
+
+@pytest.mark.usefixtures("no_reports")
+def test_inputs(nla, save, saved):
+    """Activations of one layer: its outputs are kept better than by plain truncation."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((3, 7, 16)) * np.logspace(0, -2, 16)).astype(np.float32)
+    file = save("x.safetensors", **{"model.layers.0.q_proj": x})
+    outcome = nla("update", *saved, "--jobs", 0, "--rank", 1, "--inputs", file)
+    assert outcome.code == 0, outcome.err
+    rows = records().query("what == 'tensor'").set_index("tensor")
+    chosen = rows.loc["model.layers.0.q_proj.weight"]
+    assert chosen["output_error"] <= chosen["output_error_plain"]
+    assert rows["output_error"].notna().sum() == 1
+    wrong = save("y.safetensors", **{"model.layers.0.q_proj": x[..., :5]})
+    assert "takes (samples, 16)" in nla("update", *saved, "--rank", 1, "--inputs", wrong).sentence
+    none = save("z.safetensors", other=x)
+    assert "names no matrix of the pair" in nla("update", *saved, "--rank", 1, "--inputs", none).sentence
+
+
+@pytest.mark.usefixtures("no_reports")
+def test_nothing_is_overwritten_without_force(nla, saved):
+    command = ("update", *saved, "--jobs", 0, "--rank", 1, "-o", "adapter")
+    assert nla(*command).code == 0
+    before = Path("adapter/adapter_model.safetensors").read_bytes()
+    assert "--force" in nla(*command[:-3], 2, "-o", "adapter").sentence
+    assert Path("adapter/adapter_model.safetensors").read_bytes() == before
+    assert nla(*command[:-3], 2, "-o", "adapter", "--force").code == 0
+    assert open_adapter("adapter").config["r"] == 2
+
+
+@pytest.mark.usefixtures("no_reports")
+def test_a_full_disk_leaves_no_adapter(nla, saved, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nla_llm.problems.adapters.write_safetensors", full)
+        outcome = nla("update", *saved, "--jobs", 0, "--rank", 1, "-o", "adapter")
+    assert outcome.code == 2
+    assert "No space left" in outcome.err
+    assert not Path("adapter").exists()
+    assert nla("update", *saved, "--jobs", 0, "--rank", 1, "-o", "adapter").code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is of POSIX systems")
+def test_a_killed_run_goes_on_where_it_was(save, tmp_path):
+    """Killed once the first factors lie there: they are not computed again, and no adapter is there before the end."""
+    rng = np.random.default_rng(0)
+    base = {f"layer.{i}.weight": rng.standard_normal((300, 200)).astype(np.float32) for i in range(12)}
+    tuned = {name: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for name, x in base.items()}
+    save("b.safetensors", **base)
+    save("t.safetensors", **tuned)
+    command = [
+        sys.executable,
+        "-m",
+        "nla_llm",
+        "update",
+        "b.safetensors",
+        "t.safetensors",
+        "--rank",
+        "4",
+        "-o",
+        "adapter",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(nla_llm.__file__).parents[1])}
+    first = subprocess.Popen(  # noqa: S603 - our own command
+        [*command, "--jobs", "0"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    parts = tmp_path / ".adapter.factors"
+    for _ in range(1200):
+        if first.poll() is not None or len(list(parts.glob("*.safetensors"))) >= 2:
+            break
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (tmp_path / "adapter").exists()
+    done = {path: path.stat().st_mtime_ns for path in parts.glob("[!.]*.safetensors")}
+    assert 2 <= len(done) < 12
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for path in done:
+        os.link(path, kept / path.name)  # the parts go when the adapter is written
+    second = subprocess.run(  # noqa: S603 - our own command
+        [*command, "--jobs", "0"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "12 ok" in second.stdout
+    assert {path.name: (kept / path.name).stat().st_mtime_ns for path in done} == {p.name: t for p, t in done.items()}
+    assert len(open_adapter(tmp_path / "adapter").modules) == 12
+    assert not parts.exists()
+
+
+# -- adapters that are there -------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_audited_and_made_smaller(nla, saved):
+    assert nla("update", *saved, "--jobs", 0, "--rank", 3, "-o", "adapter").code == 0
+    outcome = nla("update", "--adapter", "adapter", "--tolerance", 0.5, "-o", "smaller")
+    assert outcome.code == 0, outcome.err
+    assert Path("reports/adapter-adapter.pdf").read_bytes().startswith(b"%PDF")
+    whole, small = open_adapter("adapter"), open_adapter("smaller")
+    for name in whole.modules:
+        (left, right), (up, down) = whole.factors(name), small.factors(name)
+        scale = small.modules[name].scale
+        assert np.linalg.norm(left @ right.T - scale * up @ down.T) <= 0.5 * np.linalg.norm(left @ right.T)
+        assert up.shape[1] < 3
+    assert nla("update", "--adapter", "smaller", "--rank", 1, "-o", "smaller").code == 2
+
+
+@pytest.mark.usefixtures("no_reports")
+def test_a_published_extraction_was_clamped(nla):
+    if not DATA.is_dir():
+        pytest.skip("the folder shared/data with real adapters is not here")
+    outcome = nla("update", "--adapter", DATA / "analog_svd_rank4.safetensors", "--rank", 1)
+    assert "The factors were clamped: in 192 of 192 modules" in " ".join(outcome.out.split())
+    outcome = nla("update", "--adapter", DATA / "lora_disney.safetensors")
+    assert "clamped" not in outcome.out
+    assert "left as it is, no factor of a low-rank pair: 2 (<s1>, <s2>)" in outcome.out
 
 
 def test_names():
