@@ -48,9 +48,9 @@ def update(  # noqa: PLR0917 - options, given by name
     name: Name = None,
     reports: Reports = REPORTS,
     store: StoreFile = STORE,
-    jobs: Annotated[int, typer.Option(metavar="N", help="Worker processes, a matrix in each.", min=0)] = 1,
+    jobs: Annotated[int, typer.Option(metavar="N", help="Workers, a matrix in each.", min=0)] = 1,
 ) -> None:
-    """Audit a fine-tune: which rank it needs, what is lost, what is noise; write it as an adapter.
+    """Audit a fine-tune, or an adapter: the rank it needs, what is lost, what is noise.
 
     Example: [bold]nla-llm update base/ tuned/ --rank 16 -o adapter/[/]
     """
