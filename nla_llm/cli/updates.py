@@ -12,12 +12,10 @@ import typer
 
 from nla_llm.cli.bench import REPORTS, STORE, Reports, StoreFile
 from nla_llm.cli.data import Name, finish, report_name
-from nla_llm.problems._writing import check_free
-from nla_llm.problems.pair import Pair
 
 if TYPE_CHECKING:
     from nla_llm.cli.update_study import Audit
-    from nla_llm.problems.pair import Plan
+    from nla_llm.problems.pair import Pair, Plan
     from nla_llm.study import Study, StudySummary
 
 Norm = Literal["spectral", "frobenius"]
@@ -65,9 +63,10 @@ def update(  # noqa: PLR0917 - options, given by name
         finish(audit_adapter(report_name(name, "adapter", adapter), adapter, asked, store), reports)
     if base is None or tuned is None:
         raise ValueError("pass two checkpoints, BASE and TUNED, or one adapter, --adapter PATH")
-    finish(
-        _audit(report_name(name, "update", tuned), Pair(base, tuned), tensors, asked, store=store, jobs=jobs), reports
-    )
+    from nla_llm.problems.pair import Pair  # noqa: PLC0415 - so that --help stays fast
+
+    report = report_name(name, "update", tuned)
+    finish(_audit(report, Pair(base, tuned), tensors, asked, store=store, jobs=jobs), reports)
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,8 @@ class Asked:
         if self.inputs is not None and not self.ranks:
             raise ValueError("--inputs goes with --rank: a tolerance and a budget are about the update itself")
         if self.output is not None:
+            from nla_llm.problems._writing import check_free  # noqa: PLC0415 - so that --help stays fast
+
             check_free(self.output, force=self.force)
 
 
