@@ -49,7 +49,8 @@ FAMILIES = (
     "nla_llm.methods.attention.sampled.hyper",
     "nla_llm.methods.attention.sampled.thinning",
     "nla_llm.methods.attention.landmarks.nystrom",
-    "nla_llm.methods.attention.landmarks.columns",
+    "nla_llm.methods.attention.landmarks.pivoted_cholesky",
+    "nla_llm.methods.attention.landmarks.cur",
     "nla_llm.methods.attention.landmarks.clustered",
     "nla_llm.methods.attention.landmarks.projections",
     "nla_llm.methods.attention.sparse.patterns",
@@ -102,7 +103,7 @@ class Properties:
     problem
         "attention" or "update".
     family
-        One word for figures and tables; methods of a family share a colour.
+        What kind of method it is, in a word or two; several methods may share it.
     target
         What the operator approximates as its budget grows: "softmax", "update", or the name of another kernel.
     budget

@@ -1,4 +1,4 @@
-"""How every figure looks: one colour per family of methods, theory dashed, yardsticks grey, bands for intervals.
+"""How every figure looks: one colour for a method or its family, theory dashed, yardsticks grey, intervals as bands.
 
 A study draws with `line`, `theory_line` and `yardstick` inside `figure_style`, which the report opens for it.
 
