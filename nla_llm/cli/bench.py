@@ -121,14 +121,19 @@ def _theory_status(cls: Any) -> str:
     """Kind of what is promised of a method with the default options, on a problem of any size."""
     if not hasattr(cls, "theory"):
         return ""
+    from dataclasses import MISSING, fields, is_dataclass  # noqa: PLC0415
+
     import numpy as np  # noqa: PLC0415 - so that --help stays fast
 
     from nla_llm.methods import properties_of  # noqa: PLC0415
     from nla_llm.problems import AttentionProblem, UpdateProblem  # noqa: PLC0415
 
     p, x = properties_of(cls), np.random.default_rng(0).standard_normal((4, 2))
-    problem = AttentionProblem(x, x, x) if p.problem == "attention" else UpdateProblem(x)
-    promise = cls(**({} if p.budget is None else {p.budget: 2})).theory(problem)
+    problem = AttentionProblem(x, x, x) if p.problem == "attention" else UpdateProblem(x, base=x, inputs=x)
+    options, given = {} if p.budget is None else {p.budget: 2}, fields(cls) if is_dataclass(cls) else ()
+    if any(f.name not in options and f.default is MISSING and f.default_factory is MISSING for f in given):
+        return "for some options"  # there are no default ones
+    promise = cls(**options).theory(problem)
     if promise is None:
         return "for some options"
     return f"{promise.kind}, not verified" if promise.status == "NV" else str(promise.kind)

@@ -83,7 +83,7 @@ class AdaptiveRank:
     2
     """
 
-    tolerance: float
+    tolerance: float = 0.1
     norm: str = "frobenius"
     failure: float = 1e-2
     block: int = 16
