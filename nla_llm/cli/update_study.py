@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["RANKS", "Audit", "Inputs", "update_study", "within_budget"]
 
 RANKS = (1, 4, 16, 64)
+TAKES_INPUTS = ("linear", "convolution")  # an embedding, and Conv1D of GPT-2, have their inputs on the other side
 _PROBE = 64  # singular values looked at first to share out a budget
 REFERENCES = (
     "C. Eckart and G. Young, The approximation of one matrix by another of lower rank, Psychometrika 1, 1936.",
@@ -71,12 +72,15 @@ class Inputs:
             If no name is that of a matrix, or an array has another width than its matrix.
         """
         files = open_safetensors(self.path)
-        widths = {name: int(np.prod(found.shape[1:])) for name, found in plan.tensors.items() if len(found.shape) > 1}
+        widths = {
+            name: int(np.prod(found.shape[1:])) for name, found in plan.tensors.items() if found.kind in TAKES_INPUTS
+        }
         known = {key: width for name, width in widths.items() for key in (name, name.removesuffix(".weight"))}
         matched = [name for name in files.names() if name in known]
         if not matched:
             raise ValueError(
-                f"--inputs {self.path} names no matrix of the pair; it holds {', '.join(files.names()[:3])}, "
+                f"--inputs {self.path} names no matrix of the pair that acts on inputs from the right; it holds "
+                f"{', '.join(files.names()[:3])}, "
                 f"a matrix is {next(iter(widths), 'nowhere')}"
             )
         for name in matched:
@@ -120,9 +124,14 @@ class Audit:
                 cell |= {"kind": found.kind, "barred": found.barred, "ranks": ",".join(map(str, ranks))}
                 cell |= {"tolerance": self.tolerance, "norm": self.norm} if self.tolerance else {}
                 cell |= {"dtype": self.dtype} if self.dtype else {}
-                cell |= {"inputs": _digest(x)} if self.inputs and (x := self.inputs.of(tensor)) is not None else {}
+                x = self.inputs_of(tensor, found.kind)
+                cell |= {"inputs": _digest(x)} if x is not None else {}
             cells.append(cell)
         return cells + [{"tensor": name, "left_out": reason, "bytes": 0} for name, reason in plan.left_out.items()]
+
+    def inputs_of(self, tensor: str, kind: str) -> NDArray[Any] | None:
+        """Activations of a layer, where there are some and its matrix is stored as (d_out, d_in)."""
+        return self.inputs.of(tensor) if self.inputs is not None and kind in TAKES_INPUTS else None
 
     def part(self, cell: Cell) -> Path | None:
         """Where the factors of a cell wait; None where none are kept."""
@@ -145,7 +154,7 @@ class Audit:
             tolerance=self.tolerance,
             norm=self.norm,
             dtype=self.dtype,
-            inputs=self.inputs.of(tensor.name) if self.inputs else None,
+            inputs=self.inputs_of(tensor.name, str(cell["kind"])),
         )
         records, factors = matrix_records(tensor, wanted, seed)
         if (part := self.part(cell)) is not None:

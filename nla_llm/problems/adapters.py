@@ -117,7 +117,9 @@ class Adapter:
             return "its other factor is missing"
         if f"{name}.lora_mid.weight" in self.files:
             return "a product of three factors"
-        if f"{name}.dora_scale" in self.files or f"{name}.lora_magnitude_vector" in self.files:
+        if f"{name}.dora_scale" in self.files or any(
+            f"{name}.lora_magnitude_vector{end}" in self.files for end in ("", ".weight", ".default.weight")
+        ):
             return "a low-rank pair with norms of its own (DoRA)"
         shapes = self.files.shape(down), self.files.shape(up)
         if any(len(shape) < 2 or 0 in shape for shape in shapes):

@@ -230,6 +230,10 @@ def test_inputs(nla, save, saved):
     wrong = save("y.safetensors", **{"model.layers.0.q_proj": x[..., :5]})
     assert "takes (samples, 16)" in nla("update", *saved, "--rank", 1, "--inputs", wrong).sentence
     none = save("z.safetensors", other=x)
+    table = {"embed_tokens.weight": np.eye(16, dtype=np.float32)}
+    pair = save("e.safetensors", **table), save("f.safetensors", **{k: 2 * v for k, v in table.items()})
+    looked_up = save("u.safetensors", **{"embed_tokens.weight": x})
+    assert "acts on inputs from the right" in nla("update", *pair, "--rank", 1, "--inputs", looked_up).sentence
     assert "names no matrix of the pair" in nla("update", *saved, "--rank", 1, "--inputs", none).sentence
 
 

@@ -82,6 +82,7 @@ def test_scales(tmp_path):
         ({"m.lora_down.weight": DOWN, "m.lora_up.weight": UP.T}, "do not multiply"),
         ({"m.lora_down.weight": DOWN, "m.lora_up.weight": UP, "m.lora_mid.weight": UP}, "three factors"),
         ({"m.lora_down.weight": DOWN, "m.lora_up.weight": UP, "m.dora_scale": UP}, "DoRA"),
+        ({"m.lora_A.weight": DOWN, "m.lora_B.weight": UP, "m.lora_magnitude_vector.weight": UP}, "DoRA"),
     ],
 )
 def test_what_is_no_pair_is_left_out_with_the_reason(tmp_path, extra, words):

@@ -104,6 +104,19 @@ def test_one_tensor_does_not_cost_the_memory_of_the_file(tmp_path):
     assert peak < 1 << 20
 
 
+def test_rows_are_those_of_the_tensor_and_nothing_else_is_read(tmp_path):
+    """The other axes flattened; a file that has been cut short in the meantime is refused."""
+    x = np.arange(120, dtype=np.float16).reshape(5, 2, 3, 4)
+    save_file({"a": matrix(), "x": x, "z": matrix()}, tmp_path / "x.safetensors")
+    files = open_safetensors(tmp_path / "x.safetensors")
+    assert np.array_equal(files.rows("x", 1, 4), x[1:4].reshape(3, -1))
+    assert files.rows("x", 4, 9).shape == (1, 24)
+    assert files.raw("x", 0, 5).tobytes() == x.tobytes()
+    (tmp_path / "x.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="cut short"):
+        files.rows("x", 3, 5)
+
+
 def test_it_can_be_sent_to_another_process(sharded):
     checkpoint = pickle.loads(pickle.dumps(Checkpoint(sharded)))  # noqa: S301 - made in the same line
     assert np.array_equal(checkpoint.tensor("a"), matrix(np.float16, 1).astype(np.float32))

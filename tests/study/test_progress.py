@@ -10,9 +10,9 @@ def result(n, status="ok", reason=""):
     return Result("demo", {"study": "demo", "n": n}, "v1", status, reason, (), 7, 0.25)
 
 
-def shown(results, *, total=None, **console):
+def shown(results, *, total=None, size=None, **console):
     out = Console(file=io.StringIO(), width=100, **console)
-    with progress.progress(len(results) if total is None else total, console=out) as advance:
+    with progress.progress(len(results) if total is None else total, console=out, size=size) as advance:
         for one in results:
             advance(one)
     return out.file.getvalue()
@@ -53,3 +53,17 @@ def test_nothing_is_shown_when_switched_off(capsys):
     with progress.progress(3, enabled=False) as advance:
         advance(result(1, "failed", "why"))
     assert capsys.readouterr() == ("", "")
+
+
+def test_bytes_are_counted_where_cells_say_how_many(monkeypatch):
+    """A large cell is more of the way than a small one."""
+    ticks = itertools.count(0, 20)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
+    sizes = {0: 3_000_000, 1: 1_000_000, 2: 196_000_000}
+    lines = shown([result(n) for n in sizes], total=200_000_000, size=lambda one: sizes[one.cell["n"]]).splitlines()
+    assert lines == ["4.0 MB of 0.20 GB, about 33 min left", "0.20 GB of 0.20 GB in 60 s"]
+
+
+def test_a_bar_of_bytes():
+    text = shown([result(0), result(1)], total=3000, size=lambda one: 1000 * (one.cell["n"] + 1), force_terminal=True)
+    assert "3.0/3.0 kB" in text
