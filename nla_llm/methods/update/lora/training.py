@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Sweep", "Trajectory", "recorded_steps", "sweep", "train"]
 
 BLOWN_UP = 1e6  # relative error from which training counts as diverged, though its numbers are finite still
+ROUNDING = 1e-12  # relative errors up to here count as equal: which of them is least is chance (empirical)
 QUANTITIES = ("frobenius", "data", "kappa_A", "kappa_B", "kappa_product", "angle_left", "angle_right")
 
 
@@ -192,7 +193,7 @@ class Sweep:
     errors
         Largest final error over the batch, infinite where training diverged.
     best
-        Rate of the least error; None where training diverged at every rate.
+        Rate of the least error, the fastest where rounding decides; None where training diverged at every rate.
     trajectory
         Of the best rate, or of the lowest where all diverged.
     edge
@@ -217,6 +218,8 @@ def sweep(
     record: Iterable[int] = (),
 ) -> Sweep:
     """Train at every rate from the same start and keep the one with the least final error.
+
+    Of rates that end within 1e-12, where rounding decides, the one that came there first.
 
     Parameters
     ----------
@@ -247,7 +250,9 @@ def sweep(
     record = tuple(record)
     runs = [train(replace(adapter, lr=rate), problem, rng, record=record) for rate in grid]
     errors = tuple(float(np.max(run.final(by))) for run in runs)
-    index = int(np.argmin(errors))
+    arrivals = [run.steps_to(ROUNDING, by) for run in runs]
+    ranking = [(max(e, ROUNDING), np.inf if t is None else t) for e, t in zip(errors, arrivals, strict=True)]
+    index = ranking.index(min(ranking))
     if not np.isfinite(errors[index]):
         return Sweep(grid, errors, None, runs[0], "lower")
     edge: Literal["", "lower", "upper"] = ""

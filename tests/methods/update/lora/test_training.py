@@ -91,6 +91,12 @@ def test_a_sweep_keeps_the_best_rate_and_tells_of_edges():
     assert sweep(descent(steps=60), RANK3, [0.3]).edge == ""
 
 
+def test_where_rounding_decides_the_fastest_rate_is_best():
+    found = sweep(nl.method("lora", rank=3, steps=400), RANK3, [0.1, 0.6, 0.3])
+    assert max(found.errors) < 1e-12
+    assert found.best == 0.6
+
+
 def test_a_sweep_where_all_diverge():
     found = sweep(descent(), RANK3, [1e3, 1e4])
     assert found.best is None
