@@ -65,7 +65,8 @@ def tables_of(records: pd.DataFrame) -> list[Table]:
             "directions": (
                 "Amplification ‖ΔW‖_F/‖UᵀWV‖_F along the singular vectors of the update up to its rank, beside that "
                 "along random ones; intruders among the ten leading left singular vectors of the tuned matrix: those "
-                "whose cosines with all of the base are below 0.6; condition number of the update at its rank."
+                "whose cosines with all of the base are below 0.6, a range where not all of the base were computed; "
+                "condition number of the update at its rank."
             ),
         }
         makers = (total_table, whole_table, rule_table, truncation_table, direction_table)

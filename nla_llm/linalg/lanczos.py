@@ -12,7 +12,7 @@ from nla_llm.linalg.factors import SVD
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["leading_triplets"]
+__all__ = ["largest_cosines", "leading_triplets"]
 
 _OVERSAMPLING = 8  # extra columns of the block (Halko, Martinsson, Tropp 2011, section 4.2: 5 or 10)
 _WORTH_THREADS = 1 << 20  # entries of a matrix from which threads pay
@@ -64,6 +64,62 @@ def leading_triplets(
         return SVD(u, s, right @ vt.T)
     s, turn = np.sqrt(squares[::-1]), turn[:, ::-1]
     return SVD(image @ (turn / s), s, right @ turn)
+
+
+def largest_cosines(matrix: NDArray[Any], vectors: NDArray[np.float64], *, steps: int = 12) -> NDArray[np.float64]:
+    """Bound of |cos| between each vector and any left singular vector of a matrix of which none is known.
+
+    A unit vector u gives the squared singular values of A weights, its squared cosines with the vectors. None exceeds
+    the Christoffel function 1/Σ p_k(x)² of that measure, whose orthonormal polynomials p_0, …, p_{n−1} are those of n
+    steps of Lanczos on AAᵀ from u (Akhiezer 1965, The Classical Moment Problem, chapter 2). Its largest value is looked
+    for on a grid, forty points between neighbouring Ritz values. Where the steps end because nothing but rounding is
+    left (a thousand eps, an empirical constant), the Ritz values are all that the measure has.
+
+    Parameters
+    ----------
+    matrix : array (m, n), float32 or float64
+    vectors : array (m, k)
+        Of length one.
+    steps : int
+        With more of them the bound comes down.
+
+    Returns
+    -------
+    array (k,)
+
+    Examples
+    --------
+    >>> u = np.array([[0.6], [0.8], [0.0]])
+    >>> largest_cosines(np.diag([3.0, 2.0, 1.0]), u, steps=2).round(6).tolist()
+    [0.8]
+    """
+    u, before, beta = vectors, np.zeros_like(vectors), np.zeros(vectors.shape[1])
+    alphas, betas = [], []
+    for _ in range(steps):
+        w = _product(matrix, _product(matrix.T, u)) - beta * before
+        alphas.append(np.sum(u * w, axis=0))
+        w -= alphas[-1] * u
+        beta = np.linalg.norm(w, axis=0)
+        betas.append(beta)
+        before, u = u, w / np.where(beta > 0, beta, 1.0)
+    noise = 1e3 * float(np.finfo(matrix.dtype).eps)
+    pairs = zip(np.transpose(alphas), np.transpose(betas), strict=True)
+    return np.array([_christoffel(alpha, beta, noise) for alpha, beta in pairs])
+
+
+def _christoffel(alpha: NDArray[np.float64], beta: NDArray[np.float64], noise: float) -> float:
+    """Root of the largest value of the Christoffel function; a beta that is noise says that the space was invariant."""
+    ends = np.flatnonzero(beta <= noise * np.abs(alpha).max())
+    n = int(ends[0]) + 1 if ends.size else alpha.size
+    nodes = np.linalg.eigvalsh(np.diag(alpha[:n]) + np.diag(beta[: n - 1], 1) + np.diag(beta[: n - 1], -1))
+    pad = np.concatenate([[nodes[0] * 0.9], nodes, [nodes[-1] * 1.1]])
+    x = nodes if ends.size else np.unique(np.concatenate([nodes, np.linspace(pad[:-1], pad[1:], 40).ravel()]))
+    total, previous, current = np.ones_like(x), np.zeros_like(x), np.ones_like(x)
+    for k in range(n - 1):
+        following = ((x - alpha[k]) * current - (beta[k - 1] if k else 0.0) * previous) / beta[k]
+        previous, current = current, np.clip(following, -1e150, 1e150)
+        total += current**2
+    return float(np.sqrt(min(1.0, 1 / total.min())))
 
 
 def _space(a: NDArray[Any], rank: int, rng: np.random.Generator, rtol: float, max_steps: int) -> NDArray[np.float64]:

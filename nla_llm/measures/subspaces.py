@@ -96,13 +96,15 @@ class Intruders(NamedTuple):
     high: int
 
 
-def intruder_dimensions(tuned: Array, base: Array, threshold: float = 0.6) -> Intruders:
+def intruder_dimensions(
+    tuned: Array, base: Array, threshold: float = 0.6, *, bound: NDArray[Any] | None = None
+) -> Intruders:
     """Leading left singular vectors of a tuned matrix that resemble none of the base (Shuttleworth et al. 2024).
 
     A vector is an intruder where the largest |cosine| with any left singular vector of the base is below ``threshold``
     (arXiv 2410.21228, algorithm 1, where the threshold is varied; LoRA has intruders, full fine-tuning hardly any).
     Where only some vectors of the base are given, those that resemble none of them may resemble another: the count is
-    then a range from zero.
+    then a range, from the number of those that certainly do not.
 
     Parameters
     ----------
@@ -110,6 +112,8 @@ def intruder_dimensions(tuned: Array, base: Array, threshold: float = 0.6) -> In
         Leading left singular vectors after fine-tuning.
     base : array (d_out, l)
         Those before; all of them where l = d_out.
+    bound : array (k,), optional
+        Bound of the |cosine| with any vector of the base; see ``nla_llm.linalg.lanczos.largest_cosines``.
 
     Examples
     --------
@@ -126,7 +130,10 @@ def intruder_dimensions(tuned: Array, base: Array, threshold: float = 0.6) -> In
     cosines = np.abs(b.T @ t)
     best = cosines.max(axis=0)
     count = int(np.sum(best < threshold))
-    return Intruders(count if b.shape[1] == b.shape[0] else 0, count)
+    if b.shape[1] == b.shape[0]:
+        return Intruders(count, count)
+    certain = 0 if bound is None else int(np.sum(np.maximum(best, bound) < threshold))
+    return Intruders(certain, count)
 
 
 def amplification(size: float, left: Array, right: Array, base: Array) -> float:

@@ -14,9 +14,10 @@ import ml_dtypes
 import numpy as np
 
 from nla_llm.backend import parallel
-from nla_llm.linalg.lanczos import leading_triplets
+from nla_llm.linalg.lanczos import largest_cosines, leading_triplets
 from nla_llm.measures import (
     Estimate,
+    Intruders,
     Spectrum,
     amplification,
     intruder_dimensions,
@@ -96,8 +97,8 @@ def vector_records(pair: TensorPair) -> list[dict[str, Any]]:
 def _records(pair: TensorPair, wanted: Wanted, seed: int) -> tuple[list[dict[str, Any]], Factors]:
     rng = np.random.default_rng(seed)
     update = _update(pair, wanted, rng)
-    base = _base(pair, update, rng)
-    tuned = _tuned(pair, update.stored, base.left, rng)
+    tuned = _tuned(pair, update.stored, rng)
+    base = _base(pair, update, tuned.left, rng)
     spectrum, order = update.spectrum, update.spectrum.order
     size, top = spectrum.frobenius(), spectrum.value(1)
     weight = Estimate.exact(math.sqrt(update.seen.base_squares), "one pass over the entries", rounding=1e-12)
@@ -125,8 +126,8 @@ def _records(pair: TensorPair, wanted: Wanted, seed: int) -> tuple[list[dict[str
         "noise_spectral": tuned.edge / float(top),
         "amplification": base.amplification,
         "amplification_random": float(size) / expected if expected else None,
-        "intruders_low": tuned.intruders.low,
-        "intruders_high": tuned.intruders.high,
+        "intruders_low": base.intruders.low,
+        "intruders_high": base.intruders.high,
         "directions": min(DIRECTIONS, order),
         "output_error": update.output,
         "output_error_plain": update.output_plain,
@@ -335,32 +336,19 @@ def _output_errors(
 # -- base and tuned ----------------------------------------------------------------------------------------------------
 
 
+class _Tuned(NamedTuple):
+    edge: float
+    left: NDArray[Any]  # leading left singular vectors
+
+
 class _Base(NamedTuple):
     spectral: Estimate
     amplification: float | None
-    left: NDArray[Any]  # leading left singular vectors, all where the matrix is small
+    intruders: Intruders
 
 
-class _Tuned(NamedTuple):
-    edge: float
-    intruders: Any
-
-
-def _base(pair: TensorPair, update: _Update, rng: np.random.Generator) -> _Base:
-    base = pair.matrix("base")
-    left, _, right = update.factors
-    rank = update.rank
-    size = math.sqrt(update.seen.squares)
-    if not update.seen.base_squares:
-        zero = Estimate.exact(0.0, "the base is zero")
-        return _Base(zero, None, np.eye(base.shape[0], 1))
-    factor = amplification(size, left[:, :rank], right[:, :rank], base)
-    top = spectral_norm(Dense(base), rtol=_LOOSE, rng=rng)
-    return _Base(top, factor if math.isfinite(factor) else None, _left_vectors(base, COMPARED, rng))
-
-
-def _tuned(pair: TensorPair, stored: StoredUpdate, base_left: NDArray[Any], rng: np.random.Generator) -> _Tuned:
-    """The edge of the noise of storage, and directions that the base does not have.
+def _tuned(pair: TensorPair, stored: StoredUpdate, rng: np.random.Generator) -> _Tuned:
+    """The edge of the noise of storage, and the leading directions.
 
     The edge is the leading term of the expected spectral norm of independent entries, the largest row norm plus the
     largest column norm of their standard deviations (Bandeira and van Handel 2016, arXiv 1408.6185).
@@ -373,8 +361,22 @@ def _tuned(pair: TensorPair, stored: StoredUpdate, base_left: NDArray[Any], rng:
         rows[start : start + step] = variances.sum(axis=1)
         columns += variances.sum(axis=0)
     edge = math.sqrt(float(rows.max())) + math.sqrt(float(columns.max()))
-    vectors = _left_vectors(tuned, DIRECTIONS, rng)[:, :DIRECTIONS]
-    return _Tuned(edge, intruder_dimensions(vectors, base_left))
+    return _Tuned(edge, _left_vectors(tuned, DIRECTIONS, rng)[:, :DIRECTIONS])
+
+
+def _base(pair: TensorPair, update: _Update, tuned_left: NDArray[Any], rng: np.random.Generator) -> _Base:
+    """The size of the base, what it has along the update, and which directions of the tuned matrix it has not."""
+    base = pair.matrix("base")
+    if not update.seen.base_squares:
+        count = tuned_left.shape[1]
+        return _Base(Estimate.exact(0.0, "the base is zero"), None, Intruders(count, count))
+    left, _, right = update.factors
+    factor = amplification(math.sqrt(update.seen.squares), left[:, : update.rank], right[:, : update.rank], base)
+    top = spectral_norm(Dense(base), rtol=_LOOSE, rng=rng)
+    vectors = _left_vectors(base, COMPARED, rng)
+    bound = None if vectors.shape[1] == vectors.shape[0] else largest_cosines(base, tuned_left)
+    intruders = intruder_dimensions(tuned_left, vectors, bound=bound)
+    return _Base(top, factor if math.isfinite(factor) else None, intruders)
 
 
 def _left_vectors(matrix: NDArray[Any], count: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nla_llm.linalg.lanczos import leading_triplets
+from nla_llm.linalg.lanczos import largest_cosines, leading_triplets
 
 
 def prescribed(s, m, n, seed=0):
@@ -55,3 +55,25 @@ def test_the_whole_order_may_be_asked_for():
     assert np.allclose(leading_triplets(a, 8, np.random.default_rng(0)).values, np.arange(8, 0, -1))
     with pytest.raises(ValueError, match="between 1 and 8"):
         leading_triplets(a, 9, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8, 20])
+def test_the_largest_cosine_is_bounded(steps):
+    """Against all singular vectors: mixed over the bulk, near two of them, and one of them."""
+    rng = np.random.default_rng(5)
+    a = rng.standard_normal((60, 80))
+    u = np.linalg.svd(a)[0]
+    mixed = u @ np.ones(60) / np.sqrt(60)
+    vectors = np.stack([u[:, 0], mixed, 0.8 * u[:, 5] + 0.6 * u[:, 40], u[:, 30]], axis=1)
+    true = np.abs(u.T @ vectors).max(axis=0)
+    found = largest_cosines(a, vectors, steps=steps)
+    assert np.all(found >= true * (1 - 1e-6))
+    assert np.all(found <= 1)
+    if steps == 20:
+        assert found[1] < 0.6  # certainly an intruder
+        assert found[2] < 0.95
+
+
+def test_an_invariant_start_ends_the_steps():
+    found = largest_cosines(np.diag([3.0, 2.0, 1.0]), np.array([[1.0, 0.6], [0.0, 0.8], [0.0, 0.0]]))
+    assert np.allclose(found, [1.0, 0.8], atol=1e-6)

@@ -84,6 +84,7 @@ def test_intruders_are_counted_against_all_vectors_of_the_base():
 def test_a_part_of_the_base_gives_a_range():
     base = np.eye(6)
     assert intruder_dimensions(base[:, :2], base[:, :1]) == (0, 1)
+    assert intruder_dimensions(base[:, :3], base[:, :1], bound=np.array([1.0, 0.5, 0.7])) == (1, 2)
     with pytest.raises(ValueError, match="not orthonormal"):
         intruder_dimensions(2 * base[:, :2], base)
 

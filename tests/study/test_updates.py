@@ -138,8 +138,11 @@ def test_a_rank_beyond_the_order_loses_nothing(tensor):
     assert factors.left.shape == (6, 6)
 
 
-def test_intruders_and_amplification(tensor):
+@pytest.mark.parametrize("large", [False, True])
+def test_intruders_and_amplification(tensor, request, large):
     """A large new direction is an intruder, a scaled one of the base is not; amplification by hand."""
+    if large:
+        request.getfixturevalue("as_if_large")
     u, v = (np.linalg.qr(np.random.default_rng(s).standard_normal((30, 30)))[0] for s in (0, 1))
     base = (u * np.linspace(2, 1, 30)) @ v.T
     mixed = u @ np.ones(30) / np.sqrt(30)
