@@ -163,12 +163,10 @@ def _write(audit: Audit, plan: Plan, summary: StudySummary, asked: Asked) -> Non
     )
     if audit.parts is not None:
         shutil.rmtree(audit.parts, ignore_errors=True)
-    none = [name for name, rank in ranks.items() if rank == 0 and not plan.tensors[name].barred]
-    if none:
-        say(f"not in the adapter, the budget gives them no rank: {len(none)} ({', '.join(none[:3])}, ...)")
-    barred = {name: found.barred for name, found in plan.tensors.items() if found.barred and not found.equal}
-    for reason in dict.fromkeys(barred.values()):
-        names = [name for name, why in barred.items() if why == reason]
+    missing = {name: found.barred for name, found in plan.tensors.items() if found.barred and not found.equal}
+    missing |= {name: "the budget gives it no rank" for name in parts if ranks[name] == 0}
+    for reason in dict.fromkeys(missing.values()):
+        names = [name for name, why in missing.items() if why == reason]
         say(f"not in the adapter, {reason}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
     say(f"wrote {asked.output}, {len(modules)} matrices in {asked.dtype}")
 

@@ -184,7 +184,7 @@ def test_a_budget_is_kept_and_spent_where_the_energy_is(nla, save, pair):
     parameters = sum(x.size for x in load_file("adapter/adapter_model.safetensors").values())
     assert parameters <= 180
     assert len(ranks) < 4
-    assert "the budget gives them no rank" in outcome.out
+    assert "not in the adapter, the budget gives it no rank: " in outcome.out
 
 
 @pytest.mark.usefixtures("no_reports")
