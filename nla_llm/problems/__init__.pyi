@@ -1,5 +1,6 @@
 from . import checkpoint as checkpoint
 from . import embedded as embedded
+from . import embedded_updates as embedded_updates
 from . import gallery as gallery
 from . import llama as llama
 from . import pair as pair

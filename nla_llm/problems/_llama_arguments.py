@@ -22,8 +22,8 @@ __all__ = [
     "Method",
     "apply_method",
     "check_attention",
-    "check_embedding",
     "check_layer",
+    "check_matrix",
     "check_seed",
     "check_tokens",
     "library_dtype",
@@ -117,16 +117,16 @@ def check_seed(rng: int | None) -> int | None:
     return int(rng)
 
 
-def check_embedding(embedding: Array | Operator, like: Array) -> Array:
+def check_matrix(name: str, given: Array | Operator, like: Array) -> Array:
     """Matrix, or the matrix of an operator, of the shape, library and dtype of ``like``."""
-    matrix = embedding.dense() if isinstance(embedding, Operator) else embedding
+    matrix = given.dense() if isinstance(given, Operator) else given
     if tuple(matrix.shape) != tuple(like.shape):
-        raise ValueError(f"embedding must have shape {tuple(like.shape)}, got {tuple(matrix.shape)}")
+        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(matrix.shape)}")
     xp = namespace(like)
     if namespace(matrix) is not xp:
         matrix = from_numpy(to_numpy(matrix), like=like)
     if not bool(xp.all(xp.isfinite(matrix))):
-        raise ValueError("embedding has entries that are NaN or infinite")
+        raise ValueError(f"{name} has entries that are NaN or infinite")
     return xp.astype(matrix, like.dtype, copy=False)
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from nla_llm.backend import Array, from_numpy, namespace
+from nla_llm.problems._llama_arguments import check_matrix
 from nla_llm.problems.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
+    from nla_llm.operators import Operator
     from nla_llm.problems.checkpoint import Checkpoint
     from nla_llm.problems.llama_config import LlamaConfig
 
-__all__ = ["EMBEDDING", "StoredWeights", "check_weights"]
+__all__ = ["EMBEDDING", "StoredWeights", "check_weights", "updated_weights"]
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -87,3 +90,13 @@ def check_weights(config: LlamaConfig, weights: Mapping[str, Array]) -> None:
             raise ValueError(
                 f"weights[{name!r}] is {weights[name].dtype}, the embedding is {embedding.dtype}; use one dtype"
             )
+
+
+def updated_weights(weights: Mapping[str, Array], updates: Mapping[str, Array | Operator]) -> Mapping[str, Array]:
+    """W + ΔW for the weights that have an update, in their dtype; the others as they are, read when asked for."""
+    changed: dict[str, Array] = {}
+    for name, update in updates.items():
+        if name not in weights:
+            raise ValueError(f"updates has {name!r}, which is no weight of the model; see config.shapes()")
+        changed[name] = weights[name] + check_matrix(f"updates[{name!r}]", update, weights[name])
+    return ChainMap(changed, weights)  # type: ignore[arg-type] # it writes to the first map alone

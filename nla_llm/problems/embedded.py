@@ -7,12 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from nla_llm.problems._heldout import Heldout
 from nla_llm.problems.checkpoint import read_json
 from nla_llm.problems.llama import LlamaModel, load_llama
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from nla_llm.problems.problem import AttentionProblem
@@ -63,13 +63,7 @@ def heldout_tokens(n: int | None = None, piece: int = 0) -> NDArray[np.int64]:
     >>> heldout_tokens(16).shape, heldout_tokens(piece=1).shape
     ((16,), (1024,))
     """
-    tokens, offsets, names = _heldout()
-    if not 0 <= piece < len(names):
-        raise ValueError(f"piece must be in 0 ... {len(names) - 1}, got {piece}")
-    found = tokens[offsets[piece] : offsets[piece + 1]]
-    if n is not None and not 1 <= n <= len(found):
-        raise ValueError(f"n must be in 1 ... {len(found)}, the length of piece {piece}, got {n}")
-    return found[:n].astype(np.int64)
+    return _heldout().piece(piece, n)
 
 
 @cache
@@ -92,7 +86,7 @@ def heldout_files() -> list[str]:
     >>> all(name.endswith(".py") for name in heldout_files())
     True
     """
-    return list(_heldout()[2])
+    return list(_heldout().files)
 
 
 def training_record() -> dict[str, Any]:
@@ -107,7 +101,5 @@ def training_record() -> dict[str, Any]:
 
 
 @cache
-def _heldout() -> tuple[NDArray[np.uint16], NDArray[np.int64], tuple[str, ...]]:
-    """Tokens of all pieces one after the other, where each begins and the last ends, and their names."""
-    with np.load(embedded_directory() / "heldout.npz", allow_pickle=False) as held:
-        return held["tokens"], held["offsets"], tuple(str(name) for name in held["files"])
+def _heldout() -> Heldout:
+    return Heldout(embedded_directory() / "heldout.npz")

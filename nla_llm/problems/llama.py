@@ -16,14 +16,14 @@ from nla_llm.problems._llama_arguments import (
     Method,
     apply_method,
     check_attention,
-    check_embedding,
     check_layer,
+    check_matrix,
     check_seed,
     check_tokens,
     library_dtype,
 )
 from nla_llm.problems._llama_functions import cross_entropy, merge_heads, rms_norm, rotate, silu, split_heads, wide
-from nla_llm.problems._llama_weights import EMBEDDING, StoredWeights, check_weights
+from nla_llm.problems._llama_weights import EMBEDDING, StoredWeights, check_weights, updated_weights
 from nla_llm.problems.checkpoint import Checkpoint
 from nla_llm.problems.llama_config import LlamaConfig, Rotary
 from nla_llm.problems.problem import AttentionProblem
@@ -132,6 +132,32 @@ class LlamaModel:
         w_k = self.weights[f"model.layers.{layer}.self_attn.k_proj.weight"][kv * d : (kv + 1) * d, :]
         xp = namespace(w_q)
         return LowRank(xp.matrix_transpose(w_q), xp.matrix_transpose(w_k))
+
+    def updated(self, updates: Mapping[str, Array | Operator]) -> LlamaModel:
+        """The model with W + ΔW in the place of the named weights; all others are shared with this one.
+
+        Parameters
+        ----------
+        updates
+            Name of a weight → its update, an array or an operator of its shape. The sum is formed in the dtype of the
+            weights.
+
+        Raises
+        ------
+        ValueError
+            If the model has no such weight, or an update has another shape or entries that are not finite.
+
+        Examples
+        --------
+        >>> from nla_llm.problems.embedded import embedded_model, heldout_tokens
+        >>> from nla_llm.problems.embedded_updates import embedded_updates
+        >>> tuned = embedded_model().updated(embedded_updates().full)
+        >>> tuned.loss(heldout_tokens(64)) != embedded_model().loss(heldout_tokens(64))
+        True
+        """
+        model = copy(self)
+        model.weights = updated_weights(self.weights, updates)
+        return model
 
     # -- what it is asked ------------------------------------------------------------------------------------------
 
@@ -353,7 +379,7 @@ class LlamaModel:
         attention = check_attention(attention, self.config)
         if embedding is None:
             return Change(self.embedding, self.head, attention, check_seed(rng))
-        matrix = check_embedding(embedding, self.embedding)
+        matrix = check_matrix("embedding", embedding, self.embedding)
         head = matrix if tie and self.config.tie_word_embeddings else self.head
         return Change(matrix, head, attention, check_seed(rng))
 

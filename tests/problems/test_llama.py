@@ -379,6 +379,40 @@ def test_a_replaced_embedding_equals_a_model_that_has_it(tie, tied_model):
     assert model.loss(tokens, embedding=factors, tie=tie) != model.loss(tokens)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_updated_weights_equal_a_model_that_has_them(tied):
+    model = random_model(tie_word_embeddings=tied)
+    rng, tokens = np.random.default_rng(1), random_tokens(9)
+    left, right = rng.standard_normal((10, 2)), rng.standard_normal((12, 2))
+    updates = {
+        "model.layers.1.mlp.up_proj.weight": LowRank(left, right),
+        "model.layers.0.self_attn.k_proj.weight": rng.standard_normal((12, 12)),
+        "model.embed_tokens.weight": rng.standard_normal((23, 12)),
+    }
+    dense = {name: u.dense() if isinstance(u, LowRank) else u for name, u in updates.items()}
+    wanted = LlamaModel(model.config, {n: w + dense[n] if n in dense else w for n, w in model.weights.items()})
+    before = model.logits(tokens)
+    updated = model.updated(updates)
+    np.testing.assert_allclose(updated.logits(tokens), wanted.logits(tokens), rtol=1e-12)
+    assert not np.allclose(updated.logits(tokens), before)
+    assert np.array_equal(model.logits(tokens), before)
+    assert updated.weights["model.norm.weight"] is model.weights["model.norm.weight"]
+    minus = {name: -u for name, u in dense.items()}
+    np.testing.assert_allclose(updated.updated(minus).logits(tokens), before, rtol=1e-9)
+
+
+def test_updates_that_do_not_fit_are_refused():
+    model, name = random_model(), "model.layers.0.mlp.up_proj.weight"
+    with pytest.raises(ValueError, match=r"updates has 'up_proj', which is no weight of the model"):
+        model.updated({"up_proj": np.zeros((10, 12))})
+    with pytest.raises(
+        ValueError, match=r"updates\['model.*up_proj.weight'\] must have shape \(10, 12\), got \(12, 10\)"
+    ):
+        model.updated({name: np.zeros((12, 10))})
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        model.updated({name: np.full((10, 12), np.nan)})
+
+
 def test_an_embedding_of_another_shape_or_with_nan_is_refused():
     model = random_model()
     with pytest.raises(ValueError, match=r"embedding must have shape \(23, 12\), got \(12, 23\)"):
