@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nla_llm.backend import Array, namespace, to_numpy
-from nla_llm.linalg.basis import extend_basis, orthonormalise, widen, working
+from nla_llm.linalg.basis import extend_basis, gaussian, orthonormalise, widen, working
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,6 +122,31 @@ class BlockKrylov:
         if self._coupling is None:
             self._coupling = namespace(self._new).matrix_transpose(self._new) @ self._pulled
         return to_numpy(self._coupling)
+
+    def outside(self) -> tuple[NDArray[Any], Array]:
+        """A lower bound of ``‖A (I − VVᵀ)‖₂``, and the directions (..., n_k, c) outside the space on which it rests.
+
+        One power step from random columns orthogonal to the basis: it finds what no Krylov space of this block can
+        reach, singular values that are repeated more often than the block has columns.
+        """
+        columns = min(self._width, self.op.shape[-1] - self.size)
+        start = gaussian((*self.basis.shape[:-1], columns), self._rng, like=self.basis, dtype=self.basis.dtype)
+        start = extend_basis(self.basis, start, self._rng)[0]
+        pulled = apply_as(self.op.T, apply_as(self.op, start))
+        directions = extend_basis(self.basis, pulled, self._rng)[0]
+        found = namespace(start).linalg.svdvals(apply_as(self.op, directions))[..., 0]
+        return np.asarray(to_numpy(found), dtype=np.float64), directions
+
+    def join(self, directions: Array) -> None:
+        """Let the next block, and all that follow, hold these orthonormal columns (..., n_k, c) too."""
+        self.pull_back()
+        xp, width = namespace(self._pulled), int(self._pulled.shape[-1])
+        room = self.op.shape[-1] - self.size
+        # as long as the longest of the others, beside which they would pass for rounding
+        length = xp.max(xp.linalg.vector_norm(self._pulled, axis=-2), axis=-1)[..., None, None]
+        wider = xp.concat([self._pulled, length * directions], axis=-1)[..., :room]
+        self._new, residual = extend_basis(self.basis, wider, self._rng)
+        self._coupling = residual[..., :width] if room >= width else None
 
     def ritz(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Squared Ritz values, descending (..., size), and their coordinates in ``basis`` (..., size, size)."""

@@ -30,6 +30,7 @@ __all__ = [
 
 SMALL_ORDER = 512  # dense SVD up to this smaller dimension: under 0.1 s on one core
 SMALL_ENTRIES = 2**24  # and up to this many entries, batch axes included: 128 MB in float64
+_NOISE = 4.0  # how far above the rounding of a product a value has to lie to mean something; empirical
 BLOCK = 16  # columns of a Krylov block: what a product of one column costs nearly buys (measured)
 
 
@@ -174,7 +175,9 @@ def krylov_svd(
 
     Stopped by its residuals. With A V = U Θ exactly and R = AᵀU − VΘ, the error ‖A − UΘVᵀ‖₂² is at most ‖R‖₂² above
     that of the part of A outside U, so ``rtol`` on ‖R‖₂/σ_{rank+1} lets the error exceed the optimum by about rtol²/2,
-    3e-4 by default, relative in the spectral norm, and by less in the Frobenius norm.
+    3e-4 by default, relative in the spectral norm, and by less in the Frobenius norm. A Krylov space holds no more
+    vectors of a repeated singular value than the block has columns, and residuals cannot tell; so before it stops,
+    random directions outside the space are looked at, and join the block where there is something to be found.
 
     Parameters
     ----------
@@ -218,6 +221,8 @@ def _advance_until_converged(space: BlockKrylov, rank: int, rtol: float, limit: 
 
     Looking at them costs an eigenproblem, so it waits: for as many steps as their logarithm, if it falls as it has
     between the last two looks, needs for half of the way, but no longer than until the space is a quarter larger.
+    Small residuals tell of what the space holds alone, so random directions outside it are looked at before the end;
+    where they lead above θ_{rank+1} they join the space, and it grows on.
     """
     look, seen = rank + 1, [(0, 0.0)]
     while space.steps < limit and not space.complete:
@@ -226,13 +231,28 @@ def _advance_until_converged(space: BlockKrylov, rank: int, rtol: float, limit: 
             continue
         residual = float(np.max(_residual(space, rank)))
         if residual <= rtol:
-            return True
+            if space.complete or not _missed(space, rank, rtol):
+                return True
+            look, seen = space.size + 1, [(space.size, 0.0)]
+            continue
         size, now = space.size, math.log(residual / rtol)
         slope = (seen[-1][1] - now) / (size - seen[-1][0])
         seen.append((size, now))
         ahead = 0.5 * now / slope if slope > 0 else math.inf
         look = size + int(min(ahead, size / 4))
     return space.complete
+
+
+def _missed(space: BlockKrylov, rank: int, rtol: float) -> bool:
+    """Whether more than θ_{rank+1} is found outside the space; the directions then join it."""
+    found, directions = space.outside()
+    theta = space.ritz_values()
+    noise = math.sqrt(max(space.op.shape[-2:])) * eps(space.op) * theta[..., 0]
+    following = theta[..., rank] if theta.shape[-1] > rank else np.zeros_like(noise)
+    missed = bool(np.any(found > np.maximum((1.0 + rtol) * following, _NOISE * noise)))
+    if missed:
+        space.join(directions)
+    return missed
 
 
 def _residual(space: BlockKrylov, rank: int) -> NDArray[Any]:

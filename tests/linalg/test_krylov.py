@@ -51,6 +51,24 @@ def test_breakdown_is_survived_and_high_multiplicity_found():
     assert np.allclose(space.ritz_values(), [1] * 9 + [0] * 3, atol=1e-7)
 
 
+def test_directions_that_join_are_in_the_space_and_the_coupling_still_is_what_leaves_it():
+    matrix = np.diag(np.r_[np.full(6, 3.0), np.linspace(2, 1, 14)])
+    space, _ = space_of(matrix, 3, 3)
+    found, directions = space.outside()
+    assert 2.9 < found <= 3  # three of the six vectors of the value 3 are out of reach
+    assert np.abs(space.basis.T @ directions).max() < 1e-12
+    space.join(directions)
+    space.advance()
+    assert space.size == 15
+    assert np.abs(space.basis @ (space.basis.T @ directions) - directions).max() < 1e-12
+    leaving = matrix.T @ matrix @ space.basis
+    leaving -= space.basis @ (space.basis.T @ leaving)
+    coupling = space.coupling()
+    assert np.abs(leaving[:, :-6]).max() < 1e-11
+    assert np.isclose(np.linalg.norm(coupling), np.linalg.norm(leaving), rtol=1e-10)
+    assert np.sum(space.ritz_values() > 2.5) == 6  # without them three, whatever the number of steps
+
+
 def test_the_rider_goes_through_the_power_method():
     matrix = np.abs(np.random.default_rng(0).standard_normal((9, 8)))
     space, _ = space_of(matrix, 2, 1, rider=np.ones((8, 1)))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from nla_llm.linalg import (
+    BlockKrylov,
     haar_orthogonal,
     is_small,
     krylov_svd,
@@ -9,6 +10,7 @@ from nla_llm.linalg import (
     singular_values,
     truncated_svd,
 )
+from nla_llm.linalg.svd import _missed
 from nla_llm.operators import Dense, LowRank, Transpose
 
 SPECTRA = {
@@ -98,6 +100,26 @@ def test_krylov_svd_reaches_the_optimum_in_float32(name, block):
     assert np.linalg.norm(error) <= 1.001 * np.linalg.norm(values[rank:])
     assert np.linalg.norm(error, 2) <= 1.001 * values[rank]
     assert np.abs(u.T @ u - np.eye(rank)).max() < 50 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rest", [0.5 * np.arange(1, 521) ** -0.5, 0.1 * 0.9 ** np.arange(520.0)])
+def test_singular_values_repeated_more_often_than_the_block_has_columns_are_found(rest, dtype):
+    values, rank = np.r_[np.ones(40), rest], 50
+    matrix = with_spectrum(values, 560)
+    (u, s, v), converged = krylov_svd(Dense(matrix.astype(dtype)), rank, rng=0)
+    assert converged
+    assert np.linalg.norm(matrix - (u.astype(float) * s) @ v.T, 2) <= 1.0005 * values[rank]
+
+
+def test_where_nothing_is_left_outside_no_direction_joins():
+    for values in (np.r_[np.geomspace(1, 1e-3, 25), np.zeros(535)], np.ones(560), np.arange(1, 561) ** -0.5):
+        for dtype in (np.float32, np.float64):
+            op = Dense(with_spectrum(values, 560).astype(dtype))
+            space = BlockKrylov(op, np.random.default_rng(0).standard_normal((560, 16)), rng=np.random.default_rng(1))
+            while space.size < 112:
+                space.advance()
+            assert not _missed(space, 30, 2.5e-2)
 
 
 def test_a_given_number_of_steps_is_taken():

@@ -112,7 +112,8 @@ class KrylovSVD:
 
     arXiv 1504.05477; the block may be smaller than the rank, since for a given number of products small blocks
     reach further (Meyer, Musco and Musco 2024, arXiv 2305.02535). The one engine that comes within rtol²/2 of the
-    optimum in the spectral norm too, whatever the spectrum.
+    optimum in the spectral norm too, for slow spectra and repeated singular values as well, where ``steps`` is not
+    given.
 
     Parameters
     ----------
