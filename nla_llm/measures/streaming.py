@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["EntryNorms", "dense_blocks", "entry_norms", "frobenius_by_rows", "rounding", "row_blocks"]
 
 _SAFE_SQUARE = 1e-250  # sums of squares above it, and below its inverse, have lost nothing to under- or overflow
-_BLOCK_ENTRIES = 1 << 21  # entries held at once, batch axes included: 16 MB in float64 whatever n is
+_BLOCK_ENTRIES = 1 << 20  # entries held at once, batch axes included: 8 MB in float64 whatever n is
 
 
 def row_blocks(op: Operator) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that together hold about 2^21 entries."""
+    """Ranges of rows that together hold about 2^20 entries."""
     n = op.shape[-2]
     step = max(1, _BLOCK_ENTRIES // max(1, math.prod(op.shape) // n))
     return ((start, min(start + step, n)) for start in range(0, n, step))
