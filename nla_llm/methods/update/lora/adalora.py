@@ -4,8 +4,8 @@ Every layer has an update P diag(λ) Q with more triplets than will stay. After 
 plus a penalty for P and Q that are not orthonormal, the λ of the triplets of least importance among all layers are set
 to zero; the number that stays falls along a cubic schedule. They may come back as long as the budget falls.
 
-Importance is "magnitude", |λ|, or "sensitivity", the paper's: |w ∂L/∂w| of λ and, in the mean, of the entries of its
-vectors, smoothed over steps (β₁) and multiplied by its smoothed variation (β₂). Triplets are counted, not their
+Importance is "magnitude", |λ|, or "sensitivity", the paper's: for every parameter w, |w ∂L/∂w| smoothed over steps (β₁)
+times its smoothed variation (β₂); that of λ plus the means of those of the entries of its two vectors. Triplets are counted, not their
 parameters, so layers of different shapes are not told apart. Forms are as we read them. In a regression without noise
 the sensitivity of what has been learned goes to zero with its gradient, and with it the sense of that ranking.
 """
@@ -114,7 +114,7 @@ class AdaLora:
             )
         drawing = generator(rng)
         trained, keep = [_start(t, self.first, drawing) for t in targets], []
-        averages: list[Any] = [(0.0, 0.0)] * len(targets)
+        averages: list[Any] = [((0.0, 0.0),) * 3] * len(targets)  # of P, λ and Q
         for t in range(self.steps):
             gradients = [self._gradient(x, target) for x, target in zip(trained, targets, strict=True)]
             scores, averages = self._importance(trained, gradients, averages)
@@ -150,14 +150,19 @@ class AdaLora:
         if self.importance == "magnitude":
             return [namespace(x.values).abs(x.values) for x in trained], averages
         scores, kept = [], []
-        for x, g, (mean, spread) in zip(trained, gradients, averages, strict=True):
+        for x, g, before in zip(trained, gradients, averages, strict=True):
             xp = namespace(x.values)
-            now = xp.abs(x.values * g.values) + xp.mean(xp.abs(x.P * g.P), axis=0) + xp.mean(xp.abs(x.Q * g.Q), axis=1)
-            mean = self.smoothing * mean + (1 - self.smoothing) * now  # noqa: PLW2901 - the next of its kind
-            spread = self.smoothing * spread + (1 - self.smoothing) * xp.abs(now - mean)  # noqa: PLW2901
-            scores.append(mean * spread)
-            kept.append((mean, spread))
+            now = [xp.abs(w * slope) for w, slope in zip(x, g, strict=True)]
+            after = [self._smoothed(a, *old) for a, old in zip(now, before, strict=True)]
+            P, values, Q = (mean * spread for mean, spread in after)
+            scores.append(values + xp.mean(P, axis=0) + xp.mean(Q, axis=1))
+            kept.append(after)
         return scores, kept
+
+    def _smoothed(self, now: Array, mean: Any, spread: Any) -> tuple[Array, Array]:
+        """The two averages after one step more."""
+        mean = self.smoothing * mean + (1 - self.smoothing) * now
+        return mean, self.smoothing * spread + (1 - self.smoothing) * namespace(now).abs(now - mean)
 
     def _kept(self, scores: list[Array], t: int) -> list[Array]:
         """Which triplets of each layer are among the most important of all, as many as step t allows."""

@@ -36,6 +36,25 @@ def test_sensitivity_keeps_the_budget_and_less_energy_where_there_is_no_noise():
     assert np.median(shares) < 0.96 * best  # magnitudes reach it from each of these seeds
 
 
+def test_sensitivity_is_smoothed_parameter_by_parameter():
+    """The paper's score, entry by entry: a product of averages, of which the mean over a vector is taken last."""
+    rng, adapter = np.random.default_rng(0), AdaLora(2, 2, "sensitivity", smoothing=0.6)
+    averages, means, spreads = [((0.0, 0.0),) * 3], {}, {}
+    for _ in range(3):
+        x, g = (Triplets(rng.standard_normal((4, 2)), rng.standard_normal(2), rng.standard_normal((2, 3))) for _ in "ab")
+        (scores,), averages = adapter._importance([x], [g], averages)
+        wanted = np.zeros(2)
+        for name in Triplets._fields:
+            w, slope = getattr(x, name), getattr(g, name)
+            for place in np.ndindex(w.shape):
+                key, now = (name, place), abs(w[place] * slope[place])
+                means[key] = 0.6 * means.get(key, 0.0) + 0.4 * now
+                spreads[key] = 0.6 * spreads.get(key, 0.0) + 0.4 * abs(now - means[key])
+                triplet = place[1] if name == "P" else place[0]
+                wanted[triplet] += means[key] * spreads[key] * 2 / w.size
+        np.testing.assert_allclose(scores, wanted, rtol=1e-12)
+
+
 def test_gradients_by_central_differences():
     rng = np.random.default_rng(0)
     x = Triplets(rng.standard_normal((12, 3)), rng.standard_normal(3), rng.standard_normal((3, 10)))
