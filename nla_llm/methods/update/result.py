@@ -77,7 +77,8 @@ def remaining_error(
     approximation : LowRank (..., d_out, d_in)
     norm : {"frobenius", "spectral"}
     rng : int or numpy.random.Generator
-        For the probes.
+        For the probes. They have to be independent of B, so a number names a stream of its own: an engine that was
+        started from the same number has not seen it. A generator must not be a copy of the one that the engine used.
     rtol : float
         Relative width aimed at.
     confidence : float
@@ -92,7 +93,7 @@ def remaining_error(
     """
     if norm not in {"frobenius", "spectral"}:
         raise ValueError(f"norm must be 'frobenius' or 'spectral', got {norm!r}")
-    rng, exact, replaced = generator(rng), widened(delta), widened(approximation)
+    rng, exact, replaced = _own_stream(rng), widened(delta), widened(approximation)
     if isinstance(exact, Transpose):  # the norms are the same, and the rows of the matrix itself are at hand
         exact, replaced = exact.op, replaced.T
     difference = exact - replaced
@@ -103,6 +104,12 @@ def remaining_error(
     else:
         measured = frobenius_norm(difference, rtol, rng, method="stochastic", confidence=confidence, certain_lower=True)
     return _allow_for_cancellation(measured, difference, approximation)
+
+
+def _own_stream(rng: int | np.random.Generator) -> np.random.Generator:
+    """A generator for probes: of the seed (rng, 1) where it is a number."""
+    valid = generator(rng)
+    return valid if valid is rng else np.random.default_rng((int(rng), 1))  # type: ignore[arg-type]
 
 
 def _has_rows(op: Operator) -> bool:

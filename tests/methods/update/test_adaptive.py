@@ -6,7 +6,7 @@ import pytest
 import nla_llm as nl
 from nla_llm.arithmetic import CountingGenerator, counted, tally
 from nla_llm.linalg import haar_orthogonal
-from nla_llm.methods.update.adaptive import _growing
+from nla_llm.methods.update.adaptive import _growing, _Looks
 from nla_llm.operators import Dense, LowRank
 
 SPECTRA = {
@@ -77,6 +77,13 @@ def test_each_matrix_of_a_batch_finds_its_own_rank():
 
 def test_a_zero_update_has_rank_one_of_zeros():
     assert not nl.method("adaptive_rank", tolerance=0.1)(nl.UpdateProblem(np.zeros((5, 4))), rng=0).dense().any()
+
+
+def test_a_thousand_looks_share_the_permitted_failure_and_each_has_a_confidence_below_one():
+    looks = _Looks(1e-3)
+    shares = [looks.next() for _ in range(1000)]
+    assert 0.99e-3 < sum(shares) <= 1e-3
+    assert 1.0 - min(shares) < 1.0
 
 
 def test_what_rounding_hides_is_refused():

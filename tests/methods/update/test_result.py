@@ -63,6 +63,17 @@ def test_hidden_updates_have_a_certain_lower_bound():
         assert 0 < estimate.confidence < 1
 
 
+def test_probes_are_not_those_of_an_engine_with_the_same_seed():
+    """An approximation that is exact on all that its own seed draws is bracketed from that number all the same."""
+    delta, rng = draw(5, 900, 700), np.random.default_rng(0)
+    seen = np.concatenate([rng.standard_normal((700, width)) for width in (32, 64)], axis=1)
+    q = np.linalg.qr(delta @ seen)[0]
+    estimate = remaining_error(Hidden(delta), LowRank(q, delta.T @ q), rng=0, rtol=0.3)
+    truth = np.linalg.norm(delta - q @ (q.T @ delta))
+    assert estimate.contains(truth)
+    assert float(estimate.upper) < 2 * truth
+
+
 def test_what_cancels_is_charged():
     """A difference of rounding size is not certified to more than rounding."""
     delta = draw(3, 30, 20)
