@@ -5,9 +5,10 @@ plus a penalty for P and Q that are not orthonormal, the λ of the triplets of l
 to zero; the number that stays falls along a cubic schedule. They may come back as long as the budget falls.
 
 Importance is "magnitude", |λ|, or "sensitivity", the paper's: for every parameter w, |w ∂L/∂w| smoothed over steps (β₁)
-times its smoothed variation (β₂); that of λ plus the means of those of the entries of its two vectors. Triplets are counted, not their
-parameters, so layers of different shapes are not told apart. Forms are as we read them. In a regression without noise
-the sensitivity of what has been learned goes to zero with its gradient, and with it the sense of that ranking.
+times its smoothed variation (β₂); that of λ plus the means of those of the entries of its two vectors. Triplets are
+counted, not their parameters, so layers of different shapes are not told apart. Forms are as we read them. In a
+regression without noise the sensitivity of what has been learned goes to zero with its gradient, and with it the sense
+of that ranking.
 """
 
 from __future__ import annotations

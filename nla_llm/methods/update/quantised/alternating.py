@@ -186,7 +186,8 @@ class CALDERA:
     format, block
         As for :class:`~nla_llm.methods.update.quantised.single.QuantisedMatrix`.
     factor_format
-        Format of both factors, quantised column by column in blocks of ``block``.
+        Format of both factors, their columns one after the other in blocks of ``block``; one straddles two columns
+        where ``block`` does not divide d_out or d_in.
 
     Examples
     --------
@@ -222,7 +223,7 @@ class CALDERA:
         return corrections.corrected(base, correction)
 
     def _correction(self, residual: Array, root: Array) -> LowRank:
-        """Quantised factors; they are quantised transposed, so that a block lies within a column."""
+        """Quantised factors; they are quantised transposed, so that blocks run along columns."""
         xp, quantise = namespace(residual), quantiser(self.factor_format, self.block)
         free = corrections.best_correction(residual, self.rank, residual @ root)
         left = quantise(xp.matrix_transpose(free.left)).matrix

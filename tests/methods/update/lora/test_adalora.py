@@ -41,7 +41,7 @@ def test_sensitivity_is_smoothed_parameter_by_parameter():
     rng, adapter = np.random.default_rng(0), AdaLora(2, 2, "sensitivity", smoothing=0.6)
     averages, means, spreads = [((0.0, 0.0),) * 3], {}, {}
     for _ in range(3):
-        x, g = (Triplets(rng.standard_normal((4, 2)), rng.standard_normal(2), rng.standard_normal((2, 3))) for _ in "ab")
+        x, g = (Triplets(*map(rng.standard_normal, ((4, 2), 2, (2, 3)))) for _ in range(2))
         (scores,), averages = adapter._importance([x], [g], averages)
         wanted = np.zeros(2)
         for name in Triplets._fields:
