@@ -123,7 +123,8 @@ def unseen_claim(records: pd.DataFrame) -> Claim:
     quotient = pd.DataFrame({"quotient": (pair[0] / pair[1]).groupby("tensor").median()})
     low, high = ends_of_median(quotient["quotient"])
     sentence = "The correction of QERA has a smaller output error than that of LQER on a text that neither has seen"
-    number = f"median quotient {median_text(quotient, 'quotient')}, below one on {np.mean(quotient < 1):.0%} of {len(quotient)}"
+    share = f"below one on {np.mean(quotient < 1):.0%} of {len(quotient)} matrices"
+    number = f"median quotient {median_text(quotient, 'quotient')}, {share}"
     return Claim.decide(sentence, low, high, 1.0, "<", number=number, source=ZHANG)
 
 
