@@ -20,10 +20,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+ENDS = ("final", "late")  # columns of errors at the end of training
+
+
 def of(records: pd.DataFrame, what: str, record: str) -> pd.DataFrame:
     """Records of one kind of cell and of one kind."""
     found = succeeded(records, what=what)
     return found[found["record"] == record] if "record" in found.columns else found.head(0)
+
+
+def judged(outcome: pd.DataFrame) -> pd.DataFrame:
+    """Outcomes in which an error that is missing, because training diverged, is infinite: else nobody would see it."""
+    known = [name for name in ENDS if name in outcome.columns]
+    return outcome.assign(**{name: outcome[name].astype(float).fillna(np.inf) for name in known})
 
 
 def bound_data(near: pd.DataFrame) -> pd.DataFrame:
@@ -38,8 +47,8 @@ def bound_data(near: pd.DataFrame) -> pd.DataFrame:
 
 def claims(records: pd.DataFrame) -> list[Callable[[], Claim]]:
     """What the records say."""
-    outcome, factors = of(records, "race", "outcome"), of(records, "local", "factor")
-    start = of(records, "start", "outcome")
+    outcome, factors = judged(of(records, "race", "outcome")), of(records, "local", "factor")
+    start = judged(of(records, "start", "outcome"))
     pairs = (
         (scaled_factor, factors),
         (descent_factor, factors),
@@ -49,7 +58,7 @@ def claims(records: pd.DataFrame) -> list[Callable[[], Claim]]:
         (gap_at_hundred, outcome),
         (power_law, outcome),
         (one_sweep, outcome),
-        (noise, of(records, "stream", "outcome")),
+        (noise, judged(of(records, "stream", "outcome"))),
         (final_condition, of(records, "race", "step")),
         (representable, start),
         (shared_spaces, start),
