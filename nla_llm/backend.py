@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ __all__ = [
     "generator",
     "has_tuned_products",
     "is_array",
+    "is_linalg_error",
     "is_numpy",
     "is_real_floating",
     "largest",
@@ -68,6 +70,11 @@ def namespace(*arrays: Array) -> Any:
 def is_array(x: object) -> bool:
     """Tell whether ``x`` is an array of a library that this package can work with."""
     return hasattr(x, "__array_namespace__") or bool(array_api_compat.is_array_api_obj(x))
+
+
+def is_linalg_error(error: Exception) -> bool:
+    """Tell whether a library says so that a matrix has no factorisation: each has a class of its own for that."""
+    return type(error).__name__.endswith("LinAlgError")
 
 
 def is_numpy(*arrays: Array) -> bool:
@@ -277,7 +284,8 @@ def parallel(function: Callable[[Any], Any], tasks: Iterable[Any], *, threads: i
         if workers <= 1:
             return [function(task) for task in tasks]
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(function, tasks))
+            runs = [(copy_context(), task) for task in tasks]  # error states and tallies are those of the caller
+            return list(pool.map(lambda run: run[0].run(function, run[1]), runs))
 
 
 def by_heads(function: Callable[..., Any], *arrays: Array, overwrite: bool = False) -> Any:

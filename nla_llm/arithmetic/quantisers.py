@@ -107,7 +107,8 @@ class Quantiser:
             raise ValueError(
                 f"bits={self.bits} cannot number {len(self.levels)} levels; pass more bits or fewer levels"
             )
-        if self.block is not None and (not isinstance(self.block, int | np.integer) or self.block < 1):
+        whole = isinstance(self.block, int | np.integer) and not isinstance(self.block, bool)
+        if self.block is not None and (not whole or self.block < 1):
             raise ValueError(f"block must be a whole number >= 1, or None for a block to each row, got {self.block!r}")
 
     def __call__(self, matrix: Array) -> Quantised:

@@ -1,6 +1,6 @@
 """Algorithms on operators and random matrices that measures, methods and their theory share."""
 
-from nla_llm.linalg.basis import extend_basis, gaussian, orthonormalise, widen, working
+from nla_llm.linalg.basis import extend_basis, gaussian, in_range, orthonormalise, widen, working
 from nla_llm.linalg.directions import (
     SOBOL_SEEDS,
     haar_orthogonal,
@@ -48,6 +48,7 @@ __all__ = [
     "gaussian_columns",
     "generalised_nystrom",
     "haar_orthogonal",
+    "in_range",
     "interpolation",
     "is_small",
     "krylov_svd",

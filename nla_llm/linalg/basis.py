@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nla_llm.backend import Array, eps, from_numpy, namespace
+import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
+from nla_llm.arithmetic import untallied
+from nla_llm.backend import Array, eps, from_numpy, largest, namespace, to_numpy
 
-__all__ = ["extend_basis", "gaussian", "orthonormalise", "widen", "working"]
+__all__ = ["extend_basis", "gaussian", "in_range", "orthonormalise", "widen", "working"]
 
 # A column whose projection keeps less than this many eps of its length is rounding noise. Empirical.
 _DEPENDENT = 1e3
@@ -33,6 +33,31 @@ def gaussian(shape: tuple[int, ...], rng: np.random.Generator, *, like: Array, d
     """Independent N(0, 1) entries drawn by NumPy in float64, so the same on every library and device, then rounded."""
     drawn = from_numpy(rng.standard_normal(shape), like=like)
     return drawn if dtype is None else namespace(drawn).astype(drawn, dtype, copy=False)
+
+
+def in_range(x: Array) -> tuple[Array, Array | None]:
+    """``x`` with matrices whose squares over- or underflow times powers of two, and what undoes that, or None.
+
+    Matrices (..., m, n) with a largest entry between the fourth root of the largest number and its inverse stay as they
+    are: their squares are in range, and so is eps times their squares. No count sees it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> unit, back = in_range(np.array([[[1e-200]], [[2.0]]]))
+    >>> bool(0.5 <= unit[0, 0, 0] < 1), float(unit[1, 0, 0]), float((unit * back)[0, 0, 0])
+    (True, 2.0, 1e-200)
+    """
+    xp, end = namespace(x), max(largest(x), float(np.finfo(np.float32).max))  # squares are taken in float32 at least
+    with untallied(), np.errstate(over="ignore"):
+        size = to_numpy(xp.astype(xp.max(xp.abs(x), axis=(-2, -1), keepdims=True), xp.float64))
+        out = np.isfinite(size) & (size > 0) & ((size > end**0.25) | (size < end**-0.25))
+        if not out.any():
+            return x, None
+        most = int(np.log2(end)) - 1  # further up than to here a power of two has no inverse
+        exponent = np.where(out, np.clip(np.frexp(size)[1], -most, most), 0)
+        down, up = (from_numpy(np.ldexp(1.0, sign * exponent), like=x, dtype=x.dtype) for sign in (-1, 1))
+        return x * down, up
 
 
 def orthonormalise(x: Array) -> Array:

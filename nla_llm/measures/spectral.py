@@ -107,6 +107,9 @@ def krylov_steps(n: int, rtol: float, *, confidence: float = 0.99, block: int = 
 
 def check_tolerance(rtol: float, confidence: float) -> None:
     """Refuse tolerances and confidences that mean nothing."""
+    for name, number in (("rtol", rtol), ("confidence", confidence)):
+        if isinstance(number, bool) or not isinstance(number, int | float | np.number):
+            raise TypeError(f"{name} must be a number, got {number!r}")
     if not rtol >= _FINEST:
         raise ValueError(
             f"rtol must be at least {_FINEST:.1g}, which is rounding, got {rtol}; pass for example rtol=1e-2"

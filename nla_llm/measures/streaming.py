@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["EntryNorms", "dense_blocks", "entry_norms", "frobenius_by_rows", "rounding", "row_blocks"]
 
 _SAFE_SQUARE = 1e-250  # sums of squares above it, and below its inverse, have lost nothing to under- or overflow
+_LARGEST = float(np.finfo(np.float64).max)
 _BLOCK_ENTRIES = 1 << 20  # entries held at once, batch axes included: 8 MB in float64 whatever n is
 
 
@@ -110,7 +111,7 @@ class _SquareSum:
             self._add(np.ones_like(plain), plain)
             return
         largest = to_numpy(xp.max(xp.abs(block), axis=(-2, -1)))
-        scale = np.where(largest > 0, largest, 1.0)
+        scale = np.where(largest > 0, np.minimum(largest, _LARGEST), 1.0)  # an infinite entry stays one
         unit = block / from_numpy(scale[..., None, None], like=block)
         self._add(scale, to_numpy(xp.sum(unit * unit, axis=(-2, -1))))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from nla_llm.backend import Array, namespace
 from nla_llm.operators import Dense, Operator, widened
 from nla_llm.problems._checks import check_matrix, check_one_library
@@ -55,7 +57,7 @@ class UpdateProblem:
                 raise ValueError(f"base must have the shape of delta {self.delta.shape}, got {self.base.shape}")
         if self.inputs is not None:
             _check_matrix_or_operator("inputs", self.inputs)
-            if self.inputs.shape[-1] != self.delta.shape[-1]:
+            if len(self.inputs.shape) != 2 or self.inputs.shape[-1] != self.delta.shape[-1]:
                 raise ValueError(f"inputs must be (samples, d_in={self.delta.shape[-1]}), got {self.inputs.shape}")
         fields = {"delta": self.delta, "base": self.base, "inputs": self.inputs}
         check_one_library(**{name: a.like if isinstance(a, Operator) else a for name, a in fields.items()})
@@ -68,7 +70,9 @@ class UpdateProblem:
         check_one_library(base=base, tuned=tuned)
         if base.shape != tuned.shape:
             raise ValueError(f"base and tuned must have the same shape, got {base.shape} and {tuned.shape}")
-        return cls(tuned - base, base=base, inputs=inputs)
+        with np.errstate(over="ignore"):  # what overflows is refused
+            delta = tuned - base
+        return cls(delta, base=base, inputs=inputs)
 
     # -- sizes -----------------------------------------------------------------------------------------------------
 
@@ -133,8 +137,11 @@ class UpdateProblem:
 
     def astype(self, dtype: Any) -> Self:
         """The same problem in another precision, refused where that is not floating or overflows."""
-        rounded = self.map(lambda a: namespace(a).astype(a, dtype, copy=False))
-        _check_matrix_or_operator("delta", rounded.delta)
+        with np.errstate(over="ignore"):  # what overflows is refused
+            rounded = self.map(lambda a: namespace(a).astype(a, dtype, copy=False))
+        for name in ("delta", "base", "inputs"):
+            if getattr(rounded, name) is not None:
+                _check_matrix_or_operator(name, getattr(rounded, name))
         return rounded
 
 

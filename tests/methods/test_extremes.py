@@ -1,5 +1,6 @@
-"""Every attention method at the ends of the arithmetic: a matrix as promised or a sentence, no NaN, no warning."""
+"""Every method at the ends of the arithmetic: a matrix as promised or a sentence, no NaN, no warning."""
 
+import re
 from functools import cache
 
 import numpy as np
@@ -8,9 +9,10 @@ from registry import ROWS
 
 import nla_llm as nl
 from nla_llm.backend import eps, namespace, to_numpy
-from nla_llm.operators import CausalLowRank, LowRank, RowNormalised, ZeroRowSumError
+from nla_llm.operators import CausalLowRank, Dense, LowRank, RowNormalised, ZeroRowSumError
 
 METHODS = [row for row in ROWS if row.make().properties.problem == "attention"]
+UPDATES = [row for row in ROWS if row not in METHODS]
 N, D = 32, 8
 
 
@@ -142,3 +144,192 @@ def test_a_budget_beyond_the_tokens_works_or_says_what_to_pass(row):
         return
     assert "100" in said
     assert "pass" in said
+
+
+# -- updates -----------------------------------------------------------------------------------------------------------
+
+DELTA, WEIGHT = np.random.default_rng(1).standard_normal((2, 12, 10))
+INPUTS = np.random.default_rng(2).standard_normal((20, 10))
+LOW_RANK = DELTA[:, :2] @ WEIGHT[:2]
+FACTORS = DELTA[:, :6], INPUTS[:10, :6]
+
+
+def update(delta, *, inputs=INPUTS, dtype=np.float64):
+    """An update with a base of its shape and inputs of its width; arrays in a precision."""
+    base = np.resize(WEIGHT, delta.shape).astype(dtype)
+    if isinstance(delta, np.ndarray):
+        delta, inputs = delta.astype(dtype), np.resize(inputs, (len(inputs), delta.shape[-1])).astype(dtype)
+    return nl.UpdateProblem(delta, base=base, inputs=inputs)
+
+
+def of_views(*, writeable):
+    arrays = [np.asfortranarray(a)[::-1, ::-1] for a in (DELTA, WEIGHT, INPUTS)]
+    for a in arrays:
+        a.flags.writeable = writeable
+    return nl.UpdateProblem(arrays[0], base=arrays[1], inputs=arrays[2])
+
+
+def in_torch(dtype, size=1.0, *, gradients=False):
+    torch = pytest.importorskip("torch")
+    arrays = (torch.asarray(a).to(getattr(torch, dtype)) for a in (size * DELTA, WEIGHT, INPUTS))
+    delta, base, inputs = (a.requires_grad_(gradients) for a in arrays)
+    return nl.UpdateProblem(delta, base=base, inputs=inputs)
+
+
+CASES = {
+    "zero": lambda: update(0 * DELTA),
+    "rank 2": lambda: update(LOW_RANK),
+    "rank 2, float32": lambda: update(LOW_RANK, dtype=np.float32),
+    "constant": lambda: update(np.full((12, 10), 3.0)),
+    "outlier": lambda: update(np.where(np.arange(120).reshape(12, 10) == 34, 1e6, 1e-3)),
+    "1 x 1": lambda: update(DELTA[:1, :1]),
+    "1 x n": lambda: update(DELTA[:1]),
+    "n x 1": lambda: update(DELTA[:, :1]),
+    "wide": lambda: update(DELTA.T),
+    "float32, 1e38": lambda: update(3e37 * DELTA, dtype=np.float32),
+    "float32, 1e-25": lambda: update(1e-25 * DELTA, dtype=np.float32),
+    "float32, 1e-40": lambda: update(1e-40 * DELTA, dtype=np.float32),
+    "float64, 1e300": lambda: update(1e300 * DELTA),
+    "float64, 1e-310": lambda: update(1e-310 * DELTA),
+    "float16": lambda: update(DELTA, dtype=np.float16),
+    "longdouble": lambda: update(DELTA, dtype=np.longdouble),
+    "batch": lambda: update(np.stack([DELTA, 0 * DELTA, LOW_RANK, 1e-12 * DELTA, 1e-200 * DELTA])),
+    "reversed views": lambda: of_views(writeable=True),
+    "read-only": lambda: of_views(writeable=False),
+    "inputs zero": lambda: update(DELTA, inputs=0 * INPUTS),
+    "inputs, one": lambda: update(DELTA, inputs=INPUTS[:1]),
+    "inputs, 1e200": lambda: update(DELTA, inputs=1e200 * INPUTS),
+    "inputs, 1e-200": lambda: update(DELTA, inputs=1e-200 * INPUTS),
+    "inputs, operator": lambda: update(Dense(DELTA), inputs=LowRank(INPUTS[:, :3], WEIGHT[:10, :3])),
+    "low rank": lambda: update(LowRank(*FACTORS)),
+    "low rank, 1e200 times 1e-200": lambda: update(LowRank(1e200 * FACTORS[0], 1e-200 * FACTORS[1])),
+    "sum": lambda: update(Dense(DELTA) + LowRank(*FACTORS)),
+    "transpose": lambda: update(Dense(DELTA.T).T),
+    "float16 of torch": lambda: in_torch("float16"),
+    "bfloat16 of torch, 1e37": lambda: in_torch("bfloat16", 1e37),
+    "gradients of torch": lambda: in_torch("float64", gradients=True),
+}
+CASE_NAMES = [pytest.param(name, marks=[pytest.mark.torch] if "torch" in name else []) for name in CASES]
+BEYOND_RATES = {"float32, 1e38", "float64, 1e300", "bfloat16 of torch, 1e37", "outlier", "batch"}  # of gradient rules
+BEYOND_SCALES = {"float32, 1e-40", "float64, 1e300", "float64, 1e-310", "batch"}  # of a quantiser, kept in float32
+NOT_FINITE = {
+    "NaN in a matrix": Dense(np.where(DELTA > 2, np.nan, DELTA)),
+    "infinity in a matrix": Dense(np.where(DELTA > 2, np.inf, DELTA)),
+    "NaN in factors": LowRank(np.where(DELTA > 2, np.nan, DELTA)[:, :6], FACTORS[1]),
+    "NaN in a sum": Dense(DELTA) + LowRank(np.where(DELTA > 2, np.nan, DELTA)[:, :6], FACTORS[1]),
+    "overflow of factors": LowRank(*(1e200 * f for f in FACTORS)),
+}
+
+
+def made(row, problem):
+    """The method of a row, its rank cut to what the problem has."""
+    most = min(problem.d_out, problem.d_in) // (2 if row.options.get("initialisation") == "lora_ga" else 1)
+    return nl.method(row.name, **{k: min(v, max(most, 1)) if k == "rank" else v for k, v in row.options.items()})
+
+
+def may_refuse(row, name):
+    """The sentence with which a row may refuse a case; "" where it may not."""
+    if row.options.get("initialisation") == "lora_ga" and {"1 x 1", "1 x n", "n x 1"} & {name}:
+        return r"2 times rank=1 exceeds .* pass a lower rank"
+    if row.name == "lora" and name in BEYOND_RATES:
+        return r"diverged in step .* take a lower rate, or scale the update"
+    if row.make().properties.family == "quantised" and name in BEYOND_SCALES:
+        return r"scale lies outside .* of float32, in which it is stored; scale the matrix"
+    return ""
+
+
+def check_brackets(problem, op):
+    """Errors lie in their brackets, measured in extended precision."""
+    like = problem.like
+    exact = problem.operator.dense() if like.dtype == np.longdouble else as_float64(problem.exact().dense())
+    left, right = (as_float64(f).astype(np.longdouble) for f in (op.left, op.right))
+    error = exact - left @ right.mT
+    top = np.where((error != 0).any((-2, -1)), abs(error).max((-2, -1)), 1)
+    unit = (error / top[..., None, None]).astype(float)
+    for norm, order in (("frobenius", "fro"), ("spectral", 2)):
+        bracket, size = op.remaining(norm), top * np.linalg.norm(unit, order, axis=(-2, -1))
+        assert (bracket.lower <= size * (1 + 1e-14)).all()  # the truth is rounded, too
+        assert (size <= bracket.upper * (1 + 1e-14)).all()
+
+
+def check_update(method, problem, op):
+    dense = as_float64(op.dense())
+    assert np.isfinite(dense).all()
+    np.testing.assert_array_equal(dense, as_float64(method(problem, rng=np.random.default_rng(0)).dense()))
+    if hasattr(op, "remaining"):
+        check_brackets(problem, op)
+
+
+@pytest.mark.parametrize("name", CASE_NAMES)
+@pytest.mark.parametrize("row", UPDATES, ids=str)
+def test_an_update_gives_a_finite_matrix_within_its_brackets(row, name):
+    problem = CASES[name]()
+    method = made(row, problem)
+    try:
+        op = method(problem, rng=0)
+    except (ValueError, FloatingPointError) as refusal:
+        if sentence := may_refuse(row, name):
+            said = str(refusal)
+        else:
+            raise
+    else:
+        check_update(method, problem, op)
+        return
+    assert re.search(sentence, said)
+
+
+@pytest.mark.parametrize("power", [-1000, 1000])
+@pytest.mark.parametrize("row", [r for r in UPDATES if r.name not in {"lora", "zero_update"}], ids=str)
+def test_an_update_times_a_number_is_replaced_by_the_same_times_it(row, power):
+    """Neither squares nor sums of squares over- or underflow; a quantiser stores scales in float32."""
+    method = row.make()
+    if method.properties.family == "quantised":
+        power = power // 10
+    one, other = (as_float64(method(update(np.ldexp(DELTA, p)), rng=0).dense()) for p in (0, power))
+    np.testing.assert_allclose(np.ldexp(other, -power), one, atol=1e-12)
+
+
+@pytest.mark.parametrize("power", [-600, 600])
+@pytest.mark.parametrize(
+    "row", [r for r in UPDATES if r.name in {"lqer", "qera", "caldera", "data_aware_svd"}], ids=str
+)
+def test_the_size_of_calibration_inputs_does_not_matter(row, power):
+    method = row.make()
+    one, other = (method(update(DELTA, inputs=np.ldexp(INPUTS, p)), rng=0).dense() for p in (0, power))
+    np.testing.assert_allclose(other, one, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+@pytest.mark.parametrize("row", [row for row in UPDATES if row.name != "zero_update"], ids=str)
+def test_operators_that_are_not_finite_are_refused_with_a_sentence(row, name):
+    with pytest.raises(ValueError, match=r"not finite|NaN, infinite or beyond float64; pass"):
+        row.make()(update(NOT_FINITE[name]), rng=0)
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_what_remains_of_an_operator_that_is_not_finite_is_refused(name):
+    op = nl.method("zero_update")(update(NOT_FINITE[name]))
+    for norm in ("frobenius", "spectral"):
+        with pytest.raises(ValueError, match="not finite"):
+            op.remaining(norm)
+
+
+@pytest.mark.parametrize("row", [row for row in UPDATES if "rank" in row.options], ids=str)
+def test_a_rank_that_means_nothing_is_refused_with_a_sentence(row):
+    for rank in (0, -1, 2.5, True, "4", None):
+        with pytest.raises(ValueError, match=f"rank must be a whole number >= 1, got {rank!r}"):
+            nl.method(row.name, **{**row.options, "rank": rank})
+    with pytest.raises(ValueError, match=r"rank=11 exceeds the dimensions of the update, 12 x 10.*; pass"):
+        nl.method(row.name, **{**row.options, "rank": 11})(update(DELTA), rng=0)
+
+
+@pytest.mark.parametrize("row", [row for row in UPDATES if not row.make().properties.deterministic], ids=str)
+def test_a_generator_goes_on_and_a_seed_begins_anew(row):
+    method, problem, rng = row.make(), update(DELTA), np.random.default_rng(0)
+    first, second = (method(problem, rng=rng).dense() for _ in range(2))
+    assert "different_seeds" in method.properties.exceptions or not np.array_equal(first, second)
+    for again in nl.backend.parallel(lambda seed: method(problem, rng=seed).dense(), [0, 0], threads=2):
+        np.testing.assert_array_equal(again, first)
+    for rng, sentence in ((None, "rng must be an int or"), (-1, "rng must not be negative")):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            method(problem, rng=rng)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 
 from nla_llm import costs
-from nla_llm.backend import Array, namespace, to_numpy
+from nla_llm.backend import Array, namespace, number, to_numpy
 from nla_llm.linalg import (
     SVD,
     apply_as,
@@ -22,9 +22,9 @@ from nla_llm.linalg import (
     working,
 )
 from nla_llm.measures import frobenius_norm, spectral_norm
-from nla_llm.methods.registry import Properties, one_of, positive, register, require, settle, whole_number
+from nla_llm.methods.registry import Properties, one_of, positive, register, settle, whole_number
 from nla_llm.methods.update.result import LowRankUpdate, remaining_error
-from nla_llm.methods.update.shared import by_matrix, working_operator
+from nla_llm.methods.update.shared import by_matrix, equivariant, working_operator
 from nla_llm.operators import LowRank
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["AdaptiveRank"]
 
 _NARROW = 0.05  # relative width of the certificate: what is spent of the tolerance on not knowing the error better
+_LEAST_FAILURE = 1e-10
 _POWER_STEPS = 1  # by which each block is turned towards the leading singular vectors
 
 
@@ -100,12 +101,14 @@ class AdaptiveRank:
         settle(self)
         for name in ("tolerance", "failure"):
             positive(name, getattr(self, name), at_most=1)
+        if self.failure < _LEAST_FAILURE:  # shared out among looks it would be lost beside one
+            raise ValueError(f"failure must be at least {_LEAST_FAILURE:g}, got {self.failure!r}")
         one_of("norm", self.norm, ("frobenius", "spectral"))
         whole_number("block", self.block)
 
+    @equivariant
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = U Σ and ``right`` = V; in a batch every matrix finds its own rank, zeros fill up the rest."""
-        require(self, problem)
         left, right = by_matrix(working_operator(problem), rng, self._one)
         return LowRankUpdate(left, right, of=problem.operator)
 
@@ -223,7 +226,7 @@ def _growing(op: Operator, block: int, rng: np.random.Generator, enough: _Enough
         image = apply_as(op.T, new)
         basis = new if basis is None else xp.concat([basis, new], axis=-1)
         images = image if images is None else xp.concat([images, image], axis=-1)
-        found = float(xp.sum(widen(image) ** 2))
+        found = number(xp.sum(widen(image) ** 2))
         captured, size = captured + found, int(basis.shape[-1])
         if size == order or (size >= look and enough.look(captured, math.sqrt(found / int(new.shape[-1])))):
             look = size + size // 8

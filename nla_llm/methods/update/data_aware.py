@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, eps, namespace, to_numpy
-from nla_llm.linalg import triangular_factor, widen, working
-from nla_llm.methods.registry import Properties, register, require, settle, whole_number
+from nla_llm.linalg import in_range, triangular_factor, widen, working
+from nla_llm.methods.registry import Properties, register, settle, whole_number
 from nla_llm.methods.update.result import LowRankUpdate
-from nla_llm.methods.update.shared import check_rank
+from nla_llm.methods.update.shared import check_rank, equivariant, formed
 from nla_llm.operators import Dense, Operator
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class DataAwareSVD:
         settle(self)
         whole_number("rank", self.rank)
 
+    @equivariant
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = U_r, orthonormal, and ``right`` = ΔWᵀ U_r, in the precision of the update.
 
@@ -72,11 +73,11 @@ class DataAwareSVD:
         ValueError
             If the problem has no inputs.
         """
-        require(self, problem)
         check_rank(self.rank, problem)
         xp, t = problem.xp, problem.xp.matrix_transpose
-        delta = widen(problem.operator.dense())
-        weighted = delta @ t(calibration_factor(problem))
+        delta = widen(formed("delta", problem.delta))
+        factor, _ = in_range(formed("inputs", calibration_factor(problem)))  # its size does not matter
+        weighted = delta @ t(factor)
         u, s, _ = xp.linalg.svd(weighted, full_matrices=False)
         u = _spend_the_rest(u, s, delta, self.rank)
         narrow = working(problem.like).dtype

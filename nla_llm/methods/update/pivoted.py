@@ -11,17 +11,17 @@ from nla_llm.linalg import (
     PivotedQR,
     apply_as,
     chosen_columns,
+    in_range,
     interpolation,
     orthonormalise,
     pivoted_qr,
     range_finder,
     strong_pivoted_qr,
-    working,
 )
-from nla_llm.methods.registry import Properties, register, require, settle, whole_number
+from nla_llm.methods.registry import Properties, register, settle, whole_number
 from nla_llm.methods.update.randomised import range_finder_cost
 from nla_llm.methods.update.result import LowRankUpdate
-from nla_llm.methods.update.shared import check_rank, order, spectrum_of, working_operator
+from nla_llm.methods.update.shared import check_rank, equivariant, formed, order, spectrum_of, working_operator
 
 if TYPE_CHECKING:
     from typing import Any
@@ -74,11 +74,11 @@ class RankRevealingQR:
         if isinstance(self.factor, bool) or not isinstance(self.factor, int | float) or not self.factor > 1:
             raise ValueError(f"factor must be a number above 1, got {self.factor!r}; pass for example 2.0")
 
+    @equivariant
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = Q of the chosen columns, orthonormal, and ``right`` = ΔWᵀQ."""
-        require(self, problem)
         check_rank(self.rank, problem)
-        found = strong_pivoted_qr(working(problem.operator.dense()), self.rank, factor=float(self.factor))
+        found = strong_pivoted_qr(formed("delta", problem.delta), self.rank, factor=float(self.factor))
         xp = problem.xp
         return LowRankUpdate(found.basis, xp.matrix_transpose(found.coefficients), of=problem.operator)
 
@@ -113,7 +113,8 @@ class _Sketched:
         check_rank(self.rank, problem)
         columns = min(self.rank + self.oversampling, problem.d_out, problem.d_in)
         q = range_finder(op, columns, generator(rng), power_steps=self.power_steps)
-        return pivoted_qr(op.xp.matrix_transpose(apply_as(op.T, q)), self.rank)
+        sketch, _ = in_range(apply_as(op.T, q))  # pivots are the same
+        return pivoted_qr(op.xp.matrix_transpose(sketch), self.rank)
 
     def _pivots_cost(self) -> costs.Operations:
         import sympy  # noqa: PLC0415 - loaded by the first formula only
@@ -151,9 +152,9 @@ class Interpolative(_Sketched):
 
     properties: ClassVar[Properties] = replace(_PIVOTED, deterministic=False)
 
+    @equivariant
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = C, the chosen columns, and ``right`` = Tᵀ."""
-        require(self, problem)
         op = working_operator(problem)
         found = self._pivots(problem, op, rng)
         right = op.xp.matrix_transpose(interpolation(found))
@@ -197,9 +198,9 @@ class CURUpdate(_Sketched):
         exceptions={"different_seeds": "seeds change the sketch, seldom the pivots that it shows"},
     )
 
+    @equivariant
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = Q_C (Q_Cᵀ ΔW Q_R), ``right`` = Q_R for orthonormal bases of the columns and of the rows."""
-        require(self, problem)
         op = working_operator(problem)
         t = op.xp.matrix_transpose
         columns = chosen_columns(op, self._pivots(problem, op, rng).columns)

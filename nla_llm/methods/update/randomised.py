@@ -9,11 +9,12 @@ from nla_llm import costs
 from nla_llm.backend import generator
 from nla_llm.linalg import generalised_nystrom, krylov_svd, randomised_svd
 from nla_llm.linalg.svd import BLOCK
-from nla_llm.methods.registry import Properties, positive, register, require, settle, whole_number
+from nla_llm.methods.registry import Properties, positive, register, settle, whole_number
 from nla_llm.methods.update.result import LowRankUpdate
 from nla_llm.methods.update.shared import (
     by_matrix,
     check_rank,
+    equivariant,
     from_svd,
     order,
     scaled_left_cost,
@@ -74,9 +75,9 @@ class RandomisedSVD:
         whole_number("oversampling", self.oversampling, at_least=0)
         whole_number("power_steps", self.power_steps, at_least=0)
 
+    @equivariant
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = U Σ and ``right`` = V in the precision of the update."""
-        require(self, problem)
         check_rank(self.rank, problem)
         options = {"oversampling": self.oversampling, "power_steps": self.power_steps}
         return from_svd(randomised_svd(working_operator(problem), self.rank, generator(rng), **options), problem)
@@ -149,9 +150,9 @@ class KrylovSVD:
             whole_number("steps", self.steps)
         positive("rtol", self.rtol, at_most=1)
 
+    @equivariant
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = U Σ and ``right`` = V in the precision of the update."""
-        require(self, problem)
         check_rank(self.rank, problem)
         size = min(self.block, problem.d_out, problem.d_in) * (self.steps or self.rank)
         if size < self.rank:
@@ -265,9 +266,9 @@ class SinglePassSVD:
     def _rows(self) -> int:
         return self.rows or 4 * self.rank + 1
 
+    @equivariant
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """``left`` = Q, orthonormal, and ``right`` the coefficients, in the precision of the update."""
-        require(self, problem)
         check_rank(self.rank, problem)
         left, right = generalised_nystrom(working_operator(problem), self.rank, self._rows(), generator(rng))
         return LowRankUpdate(left, right, of=problem.operator)

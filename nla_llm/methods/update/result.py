@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 
 from nla_llm.backend import eps, generator, to_numpy
-from nla_llm.linalg import factored_svd
+from nla_llm.linalg import widen
 from nla_llm.measures import Estimate, frobenius_norm, spectral_norm
+from nla_llm.measures.spectral import check_tolerance
 from nla_llm.operators import Dense, LowRank, Operator, Scaled, Sum, Transpose, Widened, widened
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from nla_llm.backend import Array
 
 __all__ = ["LowRankUpdate", "remaining_error"]
@@ -62,9 +65,10 @@ def remaining_error(
     """‖ΔW − B‖ of any low-rank product B, without forming the difference.
 
     The lower bound is certain; so is the upper one where the result has the confidence 1, else it holds with the stated
-    probability. Both allow for rounding, what cancels in the difference included: 4 √n eps (‖ΔW‖_F + ‖B‖_F), with
-    eps that of float64, in which matrices and factors are multiplied here whatever they are held in, or that of an
-    operator that cannot be widened. The constant is empirical, as in the measures.
+    probability. Both allow for rounding, what cancels in the difference or within B = L Rᵀ included:
+    4 √n eps (‖ΔW‖_F + ‖|L||R|ᵀ‖_F), with eps that of float64, in which matrices and factors are multiplied here
+    whatever they are held in, or that of an operator that cannot be widened. The constant is empirical, as in the
+    measures.
 
     * ``frobenius``: one pass over the rows where ΔW gives rows cheaply (certain), else Gaussian probes with Chernoff's
       interval, the lower end from 32 directions that are computed.
@@ -91,19 +95,28 @@ def remaining_error(
     >>> float(error.value), error.confidence
     (0.5, 1.0)
     """
-    if norm not in {"frobenius", "spectral"}:
+    if norm not in ("frobenius", "spectral"):
         raise ValueError(f"norm must be 'frobenius' or 'spectral', got {norm!r}")
-    rng, exact, replaced = _own_stream(rng), widened(delta), widened(approximation)
+    check_tolerance(rtol, confidence)
+    rng = _own_stream(rng)
+    with np.errstate(over="ignore", invalid="ignore"):  # the measures refuse what is not finite
+        difference, rows = _difference(delta, approximation)
+        if norm == "spectral":
+            measured = spectral_norm(difference, rtol, rng, confidence=confidence)
+        elif rows:
+            measured = frobenius_norm(difference, rtol, rng, method="exact")
+        else:
+            options: Any = {"method": "stochastic", "confidence": confidence, "certain_lower": True}
+            measured = frobenius_norm(difference, rtol, rng, **options)
+        return _allow_for_cancellation(measured, difference, approximation)
+
+
+def _difference(delta: Operator, approximation: LowRank) -> tuple[Operator, bool]:
+    """ΔW − B in the widest arithmetic, perhaps transposed, and whether its rows are at hand."""
+    exact, replaced = widened(delta), widened(approximation)
     if isinstance(exact, Transpose):  # the norms are the same, and the rows of the matrix itself are at hand
         exact, replaced = exact.op, replaced.T
-    difference = exact - replaced
-    if norm == "spectral":
-        measured = spectral_norm(difference, rtol, rng, confidence=confidence)
-    elif _has_rows(exact):
-        measured = frobenius_norm(difference, rtol, rng, method="exact")
-    else:
-        measured = frobenius_norm(difference, rtol, rng, method="stochastic", confidence=confidence, certain_lower=True)
-    return _allow_for_cancellation(measured, difference, approximation)
+    return exact - replaced, _has_rows(exact)
 
 
 def _own_stream(rng: int | np.random.Generator) -> np.random.Generator:
@@ -125,9 +138,28 @@ def _has_rows(op: Operator) -> bool:
 
 
 def _allow_for_cancellation(measured: Estimate, difference: Operator, approximation: LowRank) -> Estimate:
-    """The estimate widened by the rounding of both terms, whose size is at most 2 ‖B‖_F + ‖ΔW − B‖_F."""
-    size = np.linalg.norm(to_numpy(factored_svd(approximation.left, approximation.right).values), axis=-1)
+    """The estimate widened by the rounding of both terms, the size of ΔW being at most that of B plus ‖ΔW − B‖_F."""
     unit = 4.0 * math.sqrt(max(difference.shape[-2:])) * eps(difference)
-    slack = unit * (2.0 * size + measured.upper)
+    least = approximation.rank * math.sqrt(math.prod(difference.shape[-2:])) * float(np.finfo(float).smallest_subnormal)
+    with np.errstate(over="ignore"):  # an upper bound of infinity is true
+        slack = unit * (2.0 * _sizes_that_meet(approximation) + measured.upper) + least
     lower = np.maximum(measured.lower - slack, 0.0)
     return Estimate(measured.value, lower, measured.upper + slack, measured.confidence, measured.how)
+
+
+def _sizes_that_meet(op: LowRank) -> NDArray[Any]:
+    """‖ |L| |R|ᵀ ‖_F, by which the sums of L Rᵀ are rounded: above ‖L Rᵀ‖_F where columns cancel one another.
+
+    Its square is Σ_ij (|L|ᵀ|L|)_ij (|R|ᵀ|R|)_ij; columns are divided by their largest entry, so that no square over- or
+    underflows.
+    """
+    grams, sizes = 1.0, 1.0
+    for factor in (op.left, op.right):
+        entries = np.abs(to_numpy(widen(factor)))
+        top = entries.max(axis=-2, keepdims=True)
+        unit = entries / np.where(top > 0, top, 1.0)
+        grams, sizes = grams * (np.swapaxes(unit, -1, -2) @ unit), sizes * top
+    largest = np.asarray(sizes).max(axis=-1, keepdims=True)
+    weights = sizes / np.where(largest > 0, largest, 1.0)
+    total = (weights @ grams @ np.swapaxes(weights, -1, -2))[..., 0, 0]
+    return np.asarray(largest[..., 0, 0] * np.sqrt(total))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.backend import device_of
-from nla_llm.linalg import SVD, factored_svd, low_rank_factors, working
-from nla_llm.methods.registry import Properties, register, require, settle, whole_number
+from nla_llm.linalg import SVD, factored_svd, low_rank_factors
+from nla_llm.methods.registry import Properties, register, settle, whole_number
 from nla_llm.methods.update.result import LowRankUpdate
-from nla_llm.methods.update.shared import check_rank, filled_up, from_svd, spectrum_of
+from nla_llm.methods.update.shared import check_rank, checked, filled_up, formed, from_svd, spectrum_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,18 +48,18 @@ class TruncatedSVD:
         settle(self)
         whole_number("rank", self.rank)
 
+    @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """Factors in the precision of the update; in float32 where that is a half precision.
 
         An update that is a low-rank product already, such as an adapter, is recompressed by QR of both factors; its
         product is never formed. Any other operator is.
         """
-        require(self, problem)
         check_rank(self.rank, problem)
         xp, r, op = problem.xp, self.rank, problem.operator
         if low_rank_factors(op) is not None:
             return recompressed(op, r)
-        u, s, vt = xp.linalg.svd(working(op.dense()), full_matrices=False)
+        u, s, vt = xp.linalg.svd(formed("delta", op), full_matrices=False)
         return from_svd(SVD(u[..., :, :r], s[..., :r], xp.matrix_transpose(vt[..., :r, :])), problem)
 
     def theory(self, problem: UpdateProblem) -> Theory:
@@ -93,9 +93,9 @@ class ZeroUpdate:
         problem="update", family="zero update", target="zero", row_stochastic=False, nonnegative=True, yardstick=True
     )
 
+    @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """The zero operator as a product of rank at most one."""
-        require(self, problem)
         xp, batch = problem.xp, problem.batch_shape
         kind = {"dtype": problem.delta.dtype, "device": device_of(problem.like)}
         left, right = xp.zeros((*batch, problem.d_out, 1), **kind), xp.zeros((*batch, problem.d_in, 1), **kind)

@@ -20,7 +20,7 @@ from nla_llm.backend import Array, generator, namespace
 from nla_llm.linalg import gaussian
 from nla_llm.methods.registry import one_of, positive, whole_number
 from nla_llm.methods.update.lora.allocation import budget_schedule
-from nla_llm.methods.update.lora.objectives import entries
+from nla_llm.methods.update.shared import formed
 from nla_llm.operators import LowRank
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class AdaLora:
         FloatingPointError
             If training diverges.
         """
-        targets = [entries(layer.delta) for layer in layers]
+        targets = [formed("delta", layer.delta) for layer in layers]
         if not targets or any(t.ndim != 2 or self.first > min(t.shape) for t in targets):
             raise ValueError(
                 f"layers must be updates (d_out, d_in) of at least first={self.first} rows and columns, got "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nla_llm import costs
 from nla_llm.backend import Array, device_of, from_numpy, namespace
 from nla_llm.methods.update.lora.factors import Factors
-from nla_llm.methods.update.lora.objectives import entries
+from nla_llm.methods.update.shared import formed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,7 @@ def start(name: str, problem: UpdateProblem, loss: Regression, rank: int, rng: n
         times = "" if row.ranks == 1 else f"{row.ranks} times "
         raise ValueError(
             f"{times}rank={rank} exceeds the dimensions of the update, {problem.d_out} x {problem.d_in}, in "
-            f"initialisation={name!r}"
+            f"initialisation={name!r}; pass a lower rank, or another initialisation"
         )
     return row.make(problem, loss, rank, rng)
 
@@ -191,11 +191,11 @@ def _shape(problem: UpdateProblem, rank: int) -> tuple[int, ...]:
 
 
 def _base(problem: UpdateProblem, loss: Regression) -> Array:
-    return namespace(loss.y).astype(entries(problem.base), loss.y.dtype, copy=False)
+    return namespace(loss.y).astype(formed("base", problem.base), loss.y.dtype, copy=False)
 
 
 def _inputs(problem: UpdateProblem, loss: Regression) -> Array:
-    return namespace(loss.y).astype(entries(problem.inputs), loss.y.dtype, copy=False)
+    return namespace(loss.y).astype(formed("inputs", problem.inputs), loss.y.dtype, copy=False)
 
 
 def _svd(matrix: Array) -> Any:

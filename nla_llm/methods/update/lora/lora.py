@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from nla_llm import costs
-from nla_llm.backend import Array, generator, namespace
+from nla_llm.arithmetic import untallied
+from nla_llm.backend import Array, generator, is_linalg_error, largest, namespace, number
 from nla_llm.methods.registry import Properties, one_of, positive, register, require, settle, whole_number
 from nla_llm.methods.update.lora.factors import SCALINGS, Factors, product
 from nla_llm.methods.update.lora.initialisations import INITIALISATIONS, start
 from nla_llm.methods.update.lora.objectives import OBJECTIVES, Regression, regression, shift_cost
 from nla_llm.methods.update.lora.optimisers import OPTIMISERS
 from nla_llm.methods.update.result import LowRankUpdate
+from nla_llm.methods.update.shared import checked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from nla_llm.problems import UpdateProblem
 
 __all__ = ["Lora"]
+
+_SCALES = 1e15  # between its inverse and this the square of a scale is a number of float32
 
 Rng = Any  # int, numpy.random.Generator, or None where nothing is drawn
 
@@ -97,6 +102,11 @@ class Lora:
         positive("lr", self.lr)
         if self.alpha is not None:
             positive("alpha", self.alpha, other=" or None")
+        if not 1 / _SCALES <= self.scale <= _SCALES:
+            raise ValueError(
+                f"alpha={self.alpha} with rank={self.rank} makes a scale of {self.scale:g}, whose square leaves "
+                "float32; pass an alpha nearer to the rank"
+            )
         if self.noise != 0:
             positive("noise", self.noise, other=" or 0")
         if self._stochastic and not OPTIMISERS[self.optimiser].stochastic:
@@ -137,8 +147,13 @@ class Lora:
             loss = loss.shifted(factors)
         state = rule.start(loss, factors)
         for t in range(1, self.steps + 1):
-            factors, state = rule.step(loss.draw(drawing), factors, state, self.lr, t)
-            if not all(_finite(f) for f in factors):
+            try:
+                factors, state = rule.step(loss.draw(drawing), factors, state, self.lr, t)
+            except Exception as error:
+                if not is_linalg_error(error):  # a Gram matrix or an image that is not finite
+                    raise
+                return
+            if not all(_finite(f) for f in factors) or not _state_is_finite(state):
                 return
             yield factors
 
@@ -150,6 +165,7 @@ class Lora:
         both = Factors(xp.concat([factors.B, -first.B], axis=-1), xp.concat([factors.A, first.A], axis=-2))
         return product(both, self.scale)
 
+    @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> LowRankUpdate:
         """Factors in the precision of the update; in float32 where that is a half precision.
 
@@ -158,19 +174,18 @@ class Lora:
         FloatingPointError
             If training diverges: there is no operator then. ``training.train`` tells of it without raising.
         """
-        import numpy as np  # noqa: PLC0415 - for its error state alone
-
-        with np.errstate(all="ignore"):  # an overflow shows in the factors
-            iterates = self.iterates(problem, rng)
-            first = factors = next(iterates)
-            done = 0
-            for done, factors in enumerate(iterates, start=1):  # noqa: B007 - the last ones are wanted
-                pass
-        if done < self.steps:
-            raise FloatingPointError(
-                f"{self.optimiser} with lr={self.lr:g} diverged in step {done + 1} of {self.steps}; take a lower rate"
-            )
+        iterates = self.iterates(problem, rng)
+        first = factors = next(iterates)
+        done = 0
+        for done, factors in enumerate(iterates, start=1):  # noqa: B007 - the last ones are wanted
+            pass
         trained = self.update(factors, first)
+        if done < self.steps or not _product_fits(trained):
+            step = min(done + 1, self.steps)
+            raise FloatingPointError(
+                f"{self.optimiser} with lr={self.lr:g} diverged in step {step} of {self.steps}; take a lower rate, "
+                "or scale the update"
+            )
         return LowRankUpdate(trained.left, trained.right, of=problem.operator)
 
     def cost(self, problem: UpdateProblem) -> costs.Cost:
@@ -195,6 +210,19 @@ class Lora:
         width = 2 * r if row.offset else r
         prepare = begin + step + costs.Operations(mul=d_out * width)
         return costs.Cost(prepare=prepare, apply=costs.formulas.LowRankShape(d_out, d_in, width).apply(1))
+
+
+def _state_is_finite(state: Any) -> bool:
+    """Whether the memory of a rule is: squares of gradients overflow before the factors do, and nothing moves then."""
+    with untallied():
+        return all(_state_is_finite(s) if isinstance(s, tuple) else _finite(s) for s in state)
+
+
+def _product_fits(op: LowRank) -> bool:
+    """Whether no entry of the product can leave the range of its precision."""
+    with untallied():
+        sizes = (number(op.xp.max(op.xp.abs(f))) for f in (op.left, op.right))
+        return op.rank * prod(sizes) <= largest(op.left)
 
 
 def _finite(x: Array) -> bool:

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any, final
 
 from nla_llm import costs
 from nla_llm.backend import Array, from_numpy, namespace
-from nla_llm.linalg import working
 from nla_llm.methods.update.lora.factors import Factors
-from nla_llm.operators import Operator
+from nla_llm.methods.update.shared import formed
 
 if TYPE_CHECKING:
     import numpy as np
 
     from nla_llm.problems import UpdateProblem
 
-__all__ = ["OBJECTIVES", "Regression", "entries", "gradient_cost", "regression", "shift_cost"]
+__all__ = ["OBJECTIVES", "Regression", "gradient_cost", "regression", "shift_cost"]
 
 OBJECTIVES = ("frobenius", "data")
 
@@ -119,7 +118,7 @@ def regression(
     ValueError
         If the data norm or batches are asked for and the problem has no inputs, or too few of them.
     """
-    xp, delta = problem.xp, entries(problem.delta)
+    xp, delta = problem.xp, formed("delta", problem.delta)
     if kind not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {kind!r}")
     if kind == "frobenius":
@@ -130,16 +129,12 @@ def regression(
         return Regression(None, xp.matrix_transpose(delta), scale, noise=noise)
     if problem.inputs is None:
         raise ValueError("objective='data' needs a problem with inputs; pass UpdateProblem(delta, inputs=x)")
-    x = xp.astype(entries(problem.inputs), delta.dtype, copy=False)
+    x = xp.astype(formed("inputs", problem.inputs), delta.dtype, copy=False)
     samples = int(x.shape[-2])
     if batch is not None and batch > samples:
         raise ValueError(f"batch={batch} exceeds the {samples} samples of the problem")
-    return Regression(x, x @ xp.matrix_transpose(delta), scale, 1.0 / samples, batch, noise)
-
-
-def entries(a: Array | Operator) -> Array:
-    """The array, formed where it is given as an operator, in a precision to train in: float32 at least."""
-    return working(a.dense() if isinstance(a, Operator) else a)
+    y = formed("the product of inputs and delta", x @ xp.matrix_transpose(delta))
+    return Regression(x, y, scale, 1.0 / samples, batch, noise)
 
 
 def gradient_cost(d_out: Any, d_in: Any, r: Any, samples: Any | None) -> costs.Operations:

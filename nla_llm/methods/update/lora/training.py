@@ -9,7 +9,7 @@ import numpy as np
 
 from nla_llm.backend import Array, namespace, to_numpy
 from nla_llm.methods.update.lora.factors import Factors, largest_angle, pair_condition
-from nla_llm.methods.update.lora.objectives import entries
+from nla_llm.methods.update.shared import formed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -144,8 +144,8 @@ class _Watch:
         self.adapter = adapter
         self.first: Factors | None = None
         self.delta, self.inputs = (
-            None if a is None else xp.astype(entries(a), xp.float64, copy=False)
-            for a in (problem.delta, problem.inputs)
+            None if a is None else xp.astype(formed(name, a), xp.float64, copy=False)
+            for name, a in (("delta", problem.delta), ("inputs", problem.inputs))
         )
         u, _, vt = xp.linalg.svd(self.delta, full_matrices=False)
         self.left, self.right = u[..., :, : adapter.rank], xp.matrix_transpose(vt)[..., :, : adapter.rank]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 from nla_llm import costs
 from nla_llm.arithmetic.quantisers import quantiser
 from nla_llm.backend import namespace
-from nla_llm.methods.registry import Properties, register, require
+from nla_llm.methods.registry import Properties, register
 from nla_llm.methods.update.quantised import corrections
+from nla_llm.methods.update.shared import checked
 from nla_llm.operators import LowRank, Sum
 
 if TYPE_CHECKING:
@@ -86,9 +87,9 @@ class LoftQ:
     def __post_init__(self) -> None:
         corrections.check_options(self)
 
+    @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
-        require(self, problem)
         matrix = corrections.dense_matrix(problem, self.rank)
         steps = alternation(matrix, quantiser(self.format, self.block), self.rank)
         return next(islice(steps, self.iterations - 1, None))
@@ -144,9 +145,9 @@ class QPiSSA:
     def __post_init__(self) -> None:
         corrections.check_options(self)
 
+    @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
-        require(self, problem)
         matrix, quantise = corrections.dense_matrix(problem, self.rank), quantiser(self.format, self.block)
         correction = corrections.best_correction(matrix, self.rank)
         base = quantise(matrix - correction.dense()).matrix
@@ -210,9 +211,9 @@ class CALDERA:
         corrections.check_options(self)
         corrections.check_format("factor_format", self.factor_format)
 
+    @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction, of dequantised factors."""
-        require(self, problem)
         matrix, quantise = corrections.dense_matrix(problem, self.rank), quantiser(self.format, self.block)
         root = corrections.square_root(problem, matrix.dtype)
         base = quantise(matrix).matrix

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from nla_llm import costs
 from nla_llm.arithmetic.quantisers import quantiser
 from nla_llm.backend import Array, namespace
-from nla_llm.linalg import singular_values, working
+from nla_llm.linalg import in_range, singular_values
 from nla_llm.methods.registry import Properties, settle, whole_number
-from nla_llm.methods.update.shared import check_rank
+from nla_llm.methods.update.shared import check_rank, formed
 from nla_llm.operators import Dense, LowRank, Operator, Sum
 
 if TYPE_CHECKING:
@@ -75,11 +75,11 @@ def check_format(name: str, value: Any) -> None:
 def dense_matrix(problem: UpdateProblem, rank: int = 0) -> Array:
     """The matrix, formed, in a precision that a library decomposes, once the rank is known to fit."""
     check_rank(rank, problem)
-    return working(problem.operator.dense())
+    return formed("delta", problem.delta)
 
 
 def calibration(problem: UpdateProblem, dtype: Any) -> Array:
-    """Calibration inputs (samples, d_in) in a precision.
+    """Calibration inputs (samples, d_in) in a precision; weights are made of them, so their size does not matter.
 
     Raises
     ------
@@ -91,8 +91,7 @@ def calibration(problem: UpdateProblem, dtype: Any) -> Array:
             "a correction weighted by inputs needs calibration inputs, and the problem has none; pass "
             "UpdateProblem(matrix, inputs=X), or choose a method without weights, such as lqer with weighting='none'"
         )
-    inputs = problem.inputs.dense() if isinstance(problem.inputs, Operator) else problem.inputs
-    return problem.xp.astype(inputs, dtype, copy=False)
+    return problem.xp.astype(in_range(formed("inputs", problem.inputs))[0], dtype, copy=False)
 
 
 def square_root(problem: UpdateProblem, dtype: Any) -> Array:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from nla_llm import costs
 from nla_llm.arithmetic.quantisers import quantiser
-from nla_llm.methods.registry import Properties, one_of, register, require
+from nla_llm.methods.registry import Properties, one_of, register
 from nla_llm.methods.update.quantised import corrections
+from nla_llm.methods.update.shared import checked
 from nla_llm.operators import Dense, Sum
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ class QuantisedMatrix:
     def __post_init__(self) -> None:
         corrections.check_options(self)
 
+    @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Dense:
         """The dequantised matrix."""
-        require(self, problem)
         return Dense(quantiser(self.format, self.block)(corrections.dense_matrix(problem)).matrix)
 
     def bits(self, problem: UpdateProblem) -> Fraction:
@@ -108,9 +109,9 @@ class LQER:
         corrections.check_options(self)
         one_of("weighting", self.weighting, ("none", "activations"))
 
+    @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
-        require(self, problem)
         matrix = corrections.dense_matrix(problem, self.rank)
         base = quantiser(self.format, self.block)(matrix).matrix
         residual = matrix - base
@@ -181,9 +182,9 @@ class QERA:
         corrections.check_options(self)
         one_of("weighting", self.weighting, ("exact", "diagonal"))
 
+    @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
-        require(self, problem)
         matrix = corrections.dense_matrix(problem, self.rank)
         base = quantiser(self.format, self.block)(matrix).matrix
         residual = matrix - base
