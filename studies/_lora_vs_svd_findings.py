@@ -53,9 +53,17 @@ def matrices(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def medians_of(part: pd.DataFrame, columns: dict[str, str], kind: str) -> pd.DataFrame:
-    """Medians over the matrices (and seeds) of several columns, in one long table whose column ``kind`` names them."""
+    """Medians over the matrices of several columns, in one long table whose column ``kind`` names them.
+
+    A matrix counts once, with the mean over its seeds: more seeds are no further matrices, and would make the interval
+    too narrow.
+    """
+    keys, numbers = ["update", "rank", "name"], list(columns.values())
+    once = part.astype(dict.fromkeys(numbers, float)).groupby(keys, sort=False)[numbers].mean().reset_index()
     tables = [
-        medians(part, ["update", "rank"], column).rename(columns={"median": "value"}).assign(**{kind: name})
+        medians(once.dropna(subset=[column]), ["update", "rank"], column)
+        .rename(columns={"median": "value"})
+        .assign(**{kind: name})
         for name, column in columns.items()
     ]
     return pd.concat(tables, ignore_index=True)
@@ -69,7 +77,7 @@ def norms(records: pd.DataFrame) -> pd.DataFrame:
     second = embedded_updates().record.get("second_full_update")
     if second is None:
         return data
-    frame = pd.DataFrame([row | {"update": "second", "rank": 0} for row in second.values()])
+    frame = pd.DataFrame([row | {"update": "second", "rank": 0, "name": name} for name, row in second.items()])
     more = medians_of(frame, {name: name for name in ("frobenius", "spectral")}, "norm")
     return pd.concat([data, more], ignore_index=True)
 

@@ -165,6 +165,20 @@ def test_losses_are_paired_over_pieces_and_averaged_over_seeds(findings):
     assert float(found.upper - found.lower) == pytest.approx(2 * 12.706 * 0.1, rel=1e-3)  # Student, one degree
 
 
+def test_a_matrix_counts_once_whatever_the_number_of_its_seeds(findings):
+    rows = [
+        {"update": "lora", "rank": 1, "name": f"m{i}", "seed": seed, "frobenius": value + seed}
+        for i, value in enumerate([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+        for seed in (0, 1)
+    ]
+    both, one = (
+        findings.medians_of(pd.DataFrame(chosen), {"frobenius": "frobenius"}, "norm").iloc[0]
+        for chosen in (rows, rows[::2])
+    )
+    assert (both["value"], both["lower"], both["upper"], both["heads"]) == (4.5, 1.5, 7.5, 7)
+    assert (one["value"], one["lower"], one["upper"], one["heads"]) == (4.0, 1.0, 7.0, 7)
+
+
 def test_the_size_of_a_difference_counts_whatever_its_sign(findings):
     pair = {("truncated_svd", 1, None): [1.0, 2.0, 3.0], ("data_aware_svd", 1, None): [0.5, 1.5001, 2.5]}
     assert findings.awareness(loss_rows(pair)).verdict == "refuted"
