@@ -69,7 +69,8 @@ def eckart_young(singular_values: ArrayLike, rank: int, norm: str = "frobenius")
     if norm == "spectral":
         return np.asarray(tail[..., 0] if tail.shape[-1] else np.zeros(s.shape[:-1]))
     if norm == "frobenius":
-        return np.asarray(np.linalg.norm(tail, axis=-1))
+        top = s[..., :1]  # taken out, so that no square over- or underflows
+        return np.asarray(top[..., 0] * np.linalg.norm(tail / np.where(top > 0, top, 1.0), axis=-1))
     if norm == "nuclear":
         return np.asarray(tail.sum(axis=-1))
     raise ValueError(f"norm must be 'spectral', 'frobenius' or 'nuclear', got {norm!r}")

@@ -9,6 +9,7 @@ from registry import ROWS
 
 import nla_llm as nl
 from nla_llm.backend import eps, namespace, to_numpy
+from nla_llm.methods.update.lora.training import train
 from nla_llm.operators import CausalLowRank, Dense, LowRank, RowNormalised, ZeroRowSumError
 
 METHODS = [row for row in ROWS if row.make().properties.problem == "attention"]
@@ -333,3 +334,20 @@ def test_a_generator_goes_on_and_a_seed_begins_anew(row):
     for rng, sentence in ((None, "rng must be an int or"), (-1, "rng must not be negative")):
         with pytest.raises((TypeError, ValueError), match=sentence):
             method(problem, rng=rng)
+
+
+@pytest.mark.parametrize("power", [-1000, 1000])
+def test_training_and_the_optimum_are_told_at_any_size(power):
+    small, large = (update(np.ldexp(DELTA, p)) for p in (0, power))
+    best = [nl.method("truncated_svd", rank=4).theory(problem).error("frobenius") for problem in (small, large)]
+    np.testing.assert_allclose(np.ldexp(best[1], -power), best[0])
+    adapter = nl.method("lora", rank=4, optimiser="alternating", steps=3)
+    errors = [train(adapter, problem, rng=0).final() for problem in (small, large)]
+    np.testing.assert_allclose(errors[1], errors[0])
+
+
+def test_training_that_starts_beyond_its_update_has_diverged_with_its_start_recorded():
+    adapter = nl.method("lora", rank=3, optimiser="adam", initialisation="lora_ga")
+    trained = train(adapter, update(1e-40 * DELTA, dtype=np.float32), rng=0)
+    assert (trained.status, trained.steps) == ("diverged", (0,))
+    assert "relative error above 1e+06 in step 0" in trained.reason

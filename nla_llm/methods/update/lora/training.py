@@ -118,17 +118,19 @@ def train(
     'diverged'
     """
     wanted = {0, adapter.steps, *(record or recorded_steps(adapter.steps))}
-    watch = _Watch(adapter, problem)
     rows: list[tuple[int, dict[str, NDArray[np.float64]]]] = []
     reason, factors, t = "", None, -1
     with np.errstate(all="ignore"):  # what overflows is judged by its result
+        watch = _Watch(adapter, problem)
         for t, factors in enumerate(adapter.iterates(problem, rng)):
             if t in wanted:
                 row = watch(factors)
-                if not float(np.max(row["frobenius"])) <= BLOWN_UP:
+                blown_up = not float(np.max(row["frobenius"])) <= BLOWN_UP
+                if not blown_up or not rows:  # the start is there whatever it is
+                    rows.append((t, row))
+                if blown_up:
                     reason = f"relative error above {BLOWN_UP:g} in step {t}"
                     break
-                rows.append((t, row))
     if not reason and t < adapter.steps:
         reason = f"entries not finite in step {t + 1}"
     columns = {name: np.stack([row[name] for _, row in rows]) for name in rows[0][1]}
@@ -154,6 +156,8 @@ class _Watch:
         sizes = [self.size] if self.output_size is None else [self.size, self.output_size]
         if any(np.any(size == 0) for size in sizes):
             raise ValueError("the update, or its output on the inputs, is zero, so no error is relative to it")
+        if not all(np.all(np.isfinite(size)) for size in sizes):
+            raise ValueError("the update, or its output on the inputs, overflows float64; scale it")
 
     def __call__(self, factors: Factors) -> dict[str, NDArray[np.float64]]:
         xp = namespace(factors.B)
@@ -176,7 +180,11 @@ class _Watch:
 
 
 def _norm(matrix: Array) -> NDArray[np.float64]:
-    return np.asarray(np.linalg.norm(to_numpy(matrix), axis=(-2, -1)))
+    """‖A‖_F, the largest entry taken out, so that no square over- or underflows."""
+    entries = to_numpy(matrix)
+    top = abs(entries).max(axis=(-2, -1), keepdims=True)
+    top = np.where(np.isfinite(top) & (top > 0), top, 1.0)
+    return np.asarray(top[..., 0, 0] * np.linalg.norm(entries / top, axis=(-2, -1)))
 
 
 # -- the best rate -----------------------------------------------------------------------------------------------------
