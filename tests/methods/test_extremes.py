@@ -351,3 +351,12 @@ def test_training_that_starts_beyond_its_update_has_diverged_with_its_start_reco
     trained = train(adapter, update(1e-40 * DELTA, dtype=np.float32), rng=0)
     assert (trained.status, trained.steps) == ("diverged", (0,))
     assert "relative error above 1e+06 in step 0" in trained.reason
+
+
+@pytest.mark.parametrize("power", [-1000, -600, 600, 900])
+def test_a_large_update_of_extreme_size_lies_in_its_spectral_bracket(power):
+    """Beyond order 512 the norm is bracketed by a Krylov space, which squares the matrix."""
+    matrix = np.random.default_rng(3).standard_normal((540, 520))
+    op = nl.method("truncated_svd", rank=3)(nl.UpdateProblem(np.ldexp(matrix, power)))
+    bracket, size = op.remaining("spectral"), np.linalg.svd(matrix, compute_uv=False)[3]
+    assert np.ldexp(bracket.lower, -power) <= size <= np.ldexp(bracket.upper, -power) <= 1.1 * size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import numpy as np
 
 from nla_llm.backend import eps, generator, to_numpy
-from nla_llm.linalg import widen
+from nla_llm.linalg import in_range, widen
 from nla_llm.measures import Estimate, frobenius_norm, spectral_norm
 from nla_llm.measures.spectral import check_tolerance
 from nla_llm.operators import Dense, LowRank, Operator, Scaled, Sum, Transpose, Widened, widened
@@ -102,13 +102,20 @@ def remaining_error(
     with np.errstate(over="ignore", invalid="ignore"):  # the measures refuse what is not finite
         difference, rows = _difference(delta, approximation)
         if norm == "spectral":
-            measured = spectral_norm(difference, rtol, rng, confidence=confidence)
+            size = _size_out_of_range(delta)
+            measured = spectral_norm(Scaled(1.0 / size, difference), rtol, rng, confidence=confidence) * size
         elif rows:
             measured = frobenius_norm(difference, rtol, rng, method="exact")
         else:
             options: Any = {"method": "stochastic", "confidence": confidence, "certain_lower": True}
             measured = frobenius_norm(difference, rtol, rng, **options)
         return _allow_for_cancellation(measured, difference, approximation)
+
+
+def _size_out_of_range(delta: Operator) -> Any:
+    """Powers of two of the size of matrices whose squares over- or underflow in a Krylov space; else one."""
+    back = in_range(delta.matrix)[1] if isinstance(delta, Dense) else None
+    return 1.0 if back is None else to_numpy(widen(back))[..., 0, 0]
 
 
 def _difference(delta: Operator, approximation: LowRank) -> tuple[Operator, bool]:
