@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
+import numpy as np
+
 from nla_llm.backend import Array, generator, namespace
 from nla_llm.linalg import gaussian
 from nla_llm.methods.registry import one_of, positive, whole_number
@@ -25,8 +27,6 @@ from nla_llm.operators import LowRank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
 
     from nla_llm.problems import UpdateProblem
 
@@ -92,6 +92,10 @@ class AdaLora:
             whole_number(name, getattr(self, name))
         one_of("importance", self.importance, IMPORTANCES)
         positive("lr", self.lr)
+        if self.orthogonality != 0:
+            positive("orthogonality", self.orthogonality, other=" or 0")
+        if self.smoothing != 0:
+            positive("smoothing", self.smoothing, at_most=1, other=" or 0")
 
     def __call__(self, layers: Sequence[UpdateProblem], rng: int | np.random.Generator) -> Allocated:
         """Train all layers; a tenth of the steps warms up, a half is left for the final ranks.
@@ -116,15 +120,16 @@ class AdaLora:
         drawing = generator(rng)
         trained, keep = [_start(t, self.first, drawing) for t in targets], []
         averages: list[Any] = [((0.0, 0.0),) * 3] * len(targets)  # of P, λ and Q
-        for t in range(self.steps):
-            gradients = [self._gradient(x, target) for x, target in zip(trained, targets, strict=True)]
-            scores, averages = self._importance(trained, gradients, averages)
-            if t <= self.steps - self._steady:  # from there on the ranks are final
-                keep = self._kept(scores, t)
-            moved = (_moved(x, g, self.lr) for x, g in zip(trained, gradients, strict=True))
-            trained = [_masked(x, k) for x, k in zip(moved, keep, strict=True)]
+        with np.errstate(all="ignore"):  # what overflows shows in the factors
+            for t in range(self.steps):
+                gradients = [self._gradient(x, target) for x, target in zip(trained, targets, strict=True)]
+                scores, averages = self._importance(trained, gradients, averages)
+                if t <= self.steps - self._steady:  # from there on the ranks are final
+                    keep = self._kept(scores, t)
+                moved = (_moved(x, g, self.lr) for x, g in zip(trained, gradients, strict=True))
+                trained = [_masked(x, k) for x, k in zip(moved, keep, strict=True)]
         if not all(bool(namespace(w).all(namespace(w).isfinite(w))) for x in trained for w in x):
-            raise FloatingPointError(f"AdaLoRA with lr={self.lr:g} diverged; take a lower rate")
+            raise FloatingPointError(f"AdaLoRA with lr={self.lr:g} diverged; take a lower rate, or scale the updates")
         return Allocated(*zip(*(_of_rank(x, k) for x, k in zip(trained, keep, strict=True)), strict=True))
 
     @property

@@ -97,3 +97,12 @@ def test_divergence_and_options():
         AdaLora(3, 3, lr=50.0, steps=60)(LAYERS, rng=0)
     with pytest.raises(ValueError, match="importance must be one of magnitude, sensitivity"):
         AdaLora(3, 3, "random")
+
+
+def test_options_that_mean_nothing_and_rates_that_diverge_are_refused():
+    layers = [nl.UpdateProblem(np.eye(4)), nl.UpdateProblem(2 * np.eye(4))]
+    for options in ({"smoothing": 2.0}, {"smoothing": np.nan}, {"orthogonality": -1}, {"orthogonality": np.inf}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be a number > 0"):
+            AdaLora(budget=3, first=3, **options)
+    with pytest.raises(FloatingPointError, match=r"lr=1e\+09 diverged; take a lower rate, or scale the updates"):
+        AdaLora(budget=3, first=3, lr=1e9)(layers, rng=0)
