@@ -33,7 +33,7 @@ def pareto_front(cost: ArrayLike, error: ArrayLike) -> NDArray[np.bool_]:
 def first_to_reach(
     table: pd.DataFrame, error: float, *, cost: str = "share", column: str = "median"
 ) -> pd.Series | None:
-    """The cheapest row of a table whose ``column`` is at most ``error``; None where no row gets there.
+    """The cheapest row of a table whose ``column`` is at most ``error``, of equally cheap ones the least; None if none is.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def first_to_reach(
     >>> first_to_reach(table, 0.1)["label"], first_to_reach(table, 0.01) is None
     ('a', True)
     """
-    there = table[table[column] <= error].sort_values(cost, kind="stable")
+    there = table[table[column] <= error].sort_values([cost, column], kind="stable")
     return None if there.empty else there.iloc[0]
 
 
@@ -52,7 +52,7 @@ def shares_of_firsts(
     """How sure it is who reaches an error first: in which share of bootstrap samples of the heads each label does.
 
     Heads are drawn with replacement, the same ones for all methods, and whoever is the cheapest with a median over them
-    of at most ``error`` is the first of that sample, at whatever level of cost. With few heads the shares are coarse.
+    of at most ``error`` is the first of that sample, at whatever level of cost; of equally cheap ones the nearest. With few heads the shares are coarse.
 
     Parameters
     ----------
@@ -84,10 +84,13 @@ def shares_of_firsts(
     spent = heads.groupby(["label", "level"])[cost].median().loc[table.index]
     order = np.argsort(spent.to_numpy(), kind="stable")
     values, labels = table.to_numpy(dtype=float)[order], table.index.get_level_values("label")[order]
+    spent = spent.to_numpy()[order]
     drawn = np.random.default_rng(rng).integers(values.shape[1], size=(resamples, values.shape[1]))
     count: Counter[str] = Counter()
     for heads_drawn in drawn:
         sample = np.where(np.isnan(values[:, heads_drawn]), np.inf, values[:, heads_drawn])  # a failure reaches nothing
-        there = np.flatnonzero(np.median(sample, axis=1) <= error)
-        count[str(labels[there[0]]) if there.size else "none"] += 1
+        medians = np.median(sample, axis=1)
+        there = np.flatnonzero(medians <= error)
+        there = there[spent[there] == spent[there].min(initial=np.inf)]  # of equal cost the one of the least error
+        count[str(labels[there[np.argmin(medians[there])]]) if there.size else "none"] += 1
     return {label: times / resamples for label, times in count.most_common()}

@@ -66,3 +66,9 @@ def test_a_head_that_failed_reaches_nothing():
     other = heads_of([[0.9] * 4], [0.5]).replace("a", "b")
     found = shares_of_firsts(pd.concat([records, other]), 0.1, column="error")
     assert found["none"] > 0.5
+
+
+def test_of_equally_cheap_methods_the_nearest_is_first():
+    records = heads_of([[0.05] * 4, [0.01] * 4], [0.3, 0.3])
+    assert shares_of_firsts(records, 0.1, column="error") == {"b": 1.0}
+    assert first_to_reach(records.rename(columns={"error": "median"}), 0.1)["label"] == "b"
