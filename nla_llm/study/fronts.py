@@ -33,7 +33,7 @@ def pareto_front(cost: ArrayLike, error: ArrayLike) -> NDArray[np.bool_]:
 def first_to_reach(
     table: pd.DataFrame, error: float, *, cost: str = "share", column: str = "median"
 ) -> pd.Series | None:
-    """The cheapest row of a table whose ``column`` is at most ``error``, of equally cheap ones the least; None if none is.
+    """The cheapest row with ``column`` at most ``error``, of equally cheap ones the least; None where no row is.
 
     Examples
     --------
@@ -52,7 +52,8 @@ def shares_of_firsts(
     """How sure it is who reaches an error first: in which share of bootstrap samples of the heads each label does.
 
     Heads are drawn with replacement, the same ones for all methods, and whoever is the cheapest with a median over them
-    of at most ``error`` is the first of that sample, at whatever level of cost; of equally cheap ones the nearest. With few heads the shares are coarse.
+    of at most ``error`` is the first of that sample, at whatever level of cost; of equally cheap ones the nearest. With
+    few heads the shares are coarse.
 
     Parameters
     ----------
