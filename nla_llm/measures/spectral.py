@@ -21,6 +21,8 @@ __all__ = ["check_tolerance", "krylov_steps", "spectral_norm"]
 
 _CHEAP_ENTRIES = 1 << 22  # up to here the pass over all entries costs less than the products it may save
 _TINY = np.finfo(float).tiny
+_EXPONENTS = 200, 1000  # powers of two up to which float64 holds fourth powers of numbers, and up to which it scales
+_NARROW_EXPONENTS = 30, 120  # those of float32
 _FINEST = np.finfo(float).eps  # relative; a bracket that is narrower cannot be asked for
 
 
@@ -80,11 +82,16 @@ def spectral_norm(
         return Estimate.exact(largest_singular_value(op), "dense eigenvalues of the Gram matrix", rounding=rounding(op))
     if op.shape[-1] > op.shape[-2]:
         op = op.T  # the Krylov basis lives on the shorter side
-    search = _Search(op, generator(rng), min(block, op.shape[-1]))
+    rng = generator(rng)
+    search = _Search(op, rng, min(block, op.shape[-1]))
     planned = krylov_steps(op.shape[-1], rtol, confidence=confidence, block=search.block)
     steps = planned if max_steps is None else min(planned, max_steps)
     for step in range(1, steps + 1):
         search.advance()
+        if step == 1 and (exponent := search.exponent()):
+            scaled = 2.0**-exponent * op
+            found = spectral_norm(scaled, rtol, rng, confidence=confidence, block=block, max_steps=max_steps)
+            return found * 2.0**exponent
         if search.space.complete:
             return search.complete()
         if search.certified(rtol, last=step == steps):
@@ -153,6 +160,14 @@ class _Search:
             # a zero operator keeps its zero rider; a positive one is scaled to a largest entry of one
             self.space.next_rider(pulled / self.op.xp.where(scale > 0, scale, self.op.xp.ones_like(scale)))
         self.space.advance()
+
+    def exponent(self) -> int:
+        """Power of two of the first image where AᵀA, or a square of it, may leave the numbers of the dtype; else 0."""
+        largest = float(self.op.xp.max(self.op.xp.abs(self.space.image)))
+        digits, most = _EXPONENTS if self.op.dtype == self.op.xp.float64 else _NARROW_EXPONENTS
+        if largest == 0 or (power := abs(round(math.log2(largest)))) <= digits:
+            return 0
+        return int(math.copysign(min(power, most), math.log2(largest)))
 
     def certified(self, rtol: float, *, last: bool) -> bool:
         """Tighten the certain bounds; whether they are close enough everywhere."""

@@ -183,6 +183,20 @@ def test_float32_is_measured_with_an_allowance_for_its_rounding(xp):
     assert estimate.contains(np.linalg.norm(matrix.astype(np.float64), 2))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scales"), [(np.float64, (1e-290, 1e-160, 1e150)), (np.float32, (1e-35, 1e-22, 1e18))]
+)
+def test_norms_whose_squares_leave_the_numbers_are_bracketed(dtype, scales):
+    """Powers of two are taken out: with AᵀA below the least number a certain bracket used to miss the norm."""
+    matrix = np.random.default_rng(0).standard_normal((560, 530))
+    for scale in scales:
+        held = (scale * matrix).astype(dtype)
+        truth = np.linalg.norm(held.astype(np.float64) / scale, 2) * scale
+        estimate = spectral_norm(Dense(held), rtol=0.05)
+        assert estimate.contains(truth)
+        assert float(estimate.upper / estimate.lower) < 1.06
+
+
 @pytest.mark.parametrize(("arguments", "word"), [({"rtol": -1.0}, "rtol"), ({"confidence": 0.0}, "confidence")])
 def test_bad_arguments_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
