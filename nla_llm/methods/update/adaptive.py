@@ -95,6 +95,7 @@ class AdaptiveRank:
         deterministic=False,
         row_stochastic=False,
         partial=True,
+        exceptions={"cost": "the size of the basis and the work of certificates depend on the data"},
     )
 
     def __post_init__(self) -> None:
