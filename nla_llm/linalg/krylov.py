@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nla_llm.operators import Operator
+
+_EXPONENTS = 200, 1000  # powers of two up to which float64 holds fourth powers of norms, and up to which it scales
+_NARROW_EXPONENTS = 24, 120  # those of float32
 
 __all__ = ["BlockKrylov", "apply_as", "apply_widened"]
 
@@ -122,6 +126,17 @@ class BlockKrylov:
         if self._coupling is None:
             self._coupling = namespace(self._new).matrix_transpose(self._new) @ self._pulled
         return to_numpy(self._coupling)
+
+    def exponent(self) -> int:
+        """Power of two of the image where AᵀA, or a square of it, may leave the numbers of the dtype; else 0.
+
+        Results are wrong then, without a sign of it: scale the operator by that power and start anew.
+        """
+        largest = float(np.max(np.abs(to_numpy(self.image))))
+        digits, most = _EXPONENTS if self.op.dtype == self.op.xp.float64 else _NARROW_EXPONENTS
+        if largest == 0 or (power := abs(round(math.log2(largest)))) <= digits:
+            return 0
+        return int(math.copysign(min(power, most), math.log2(largest)))
 
     def outside(self) -> tuple[NDArray[Any], Array]:
         """A lower bound of ``‖A (I − VVᵀ)‖₂``, and the directions (..., n_k, c) outside the space on which it rests.

@@ -207,6 +207,11 @@ def krylov_svd(
     rng, order = generator(rng), op.shape[-1]
     block = min(block, order)
     space = BlockKrylov(op, gaussian_columns(op, block, rng), rng=rng)
+    space.advance()
+    if exponent := space.exponent():
+        scaled = 2.0**-exponent * op
+        (u, s, v), converged = krylov_svd(scaled, rank, rng, block=block, steps=steps, rtol=rtol, max_steps=max_steps)
+        return KrylovSVD(SVD(u, s * 2.0**exponent, v), converged)
     if steps is not None:
         while space.steps < steps and not space.complete:
             space.advance()

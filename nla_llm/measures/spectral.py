@@ -21,8 +21,6 @@ __all__ = ["check_tolerance", "krylov_steps", "spectral_norm"]
 
 _CHEAP_ENTRIES = 1 << 22  # up to here the pass over all entries costs less than the products it may save
 _TINY = np.finfo(float).tiny
-_EXPONENTS = 200, 1000  # powers of two up to which float64 holds fourth powers of numbers, and up to which it scales
-_NARROW_EXPONENTS = 30, 120  # those of float32
 _FINEST = np.finfo(float).eps  # relative; a bracket that is narrower cannot be asked for
 
 
@@ -88,7 +86,7 @@ def spectral_norm(
     steps = planned if max_steps is None else min(planned, max_steps)
     for step in range(1, steps + 1):
         search.advance()
-        if step == 1 and (exponent := search.exponent()):
+        if step == 1 and (exponent := search.space.exponent()):
             scaled = 2.0**-exponent * op
             found = spectral_norm(scaled, rtol, rng, confidence=confidence, block=block, max_steps=max_steps)
             return found * 2.0**exponent
@@ -160,14 +158,6 @@ class _Search:
             # a zero operator keeps its zero rider; a positive one is scaled to a largest entry of one
             self.space.next_rider(pulled / self.op.xp.where(scale > 0, scale, self.op.xp.ones_like(scale)))
         self.space.advance()
-
-    def exponent(self) -> int:
-        """Power of two of the first image where AᵀA, or a square of it, may leave the numbers of the dtype; else 0."""
-        largest = float(self.op.xp.max(self.op.xp.abs(self.space.image)))
-        digits, most = _EXPONENTS if self.op.dtype == self.op.xp.float64 else _NARROW_EXPONENTS
-        if largest == 0 or (power := abs(round(math.log2(largest)))) <= digits:
-            return 0
-        return int(math.copysign(min(power, most), math.log2(largest)))
 
     def certified(self, rtol: float, *, last: bool) -> bool:
         """Tighten the certain bounds; whether they are close enough everywhere."""

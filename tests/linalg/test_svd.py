@@ -112,6 +112,14 @@ def test_singular_values_repeated_more_often_than_the_block_has_columns_are_foun
     assert np.linalg.norm(matrix - (u.astype(float) * s) @ v.T, 2) <= 1.0005 * values[rank]
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e10, 1e18])
+def test_scale_does_not_matter_where_squares_leave_the_numbers_of_float32(scale):
+    matrix = (scale * with_spectrum(SPECTRA["power law"](560), 560)).astype(np.float32)
+    (u, s, v), converged = krylov_svd(Dense(matrix), 10, rng=0)
+    assert converged
+    assert np.linalg.norm(matrix / scale - (u.astype(float) * (s / scale)) @ v.T, 2) <= 1.001 * 11**-0.5
+
+
 def test_where_nothing_is_left_outside_no_direction_joins():
     for values in (np.r_[np.geomspace(1, 1e-3, 25), np.zeros(535)], np.ones(560), np.arange(1, 561) ** -0.5):
         for dtype in (np.float32, np.float64):
