@@ -207,15 +207,15 @@ def krylov_svd(
     rng, order = generator(rng), op.shape[-1]
     block = min(block, order)
     space = BlockKrylov(op, gaussian_columns(op, block, rng), rng=rng)
+    if steps is not None:
+        while space.steps < steps and not space.complete:
+            space.advance()
+        return KrylovSVD(_rayleigh_ritz(space, rank), space.complete)
     space.advance()
     if exponent := space.exponent():
         scaled = 2.0**-exponent * op
         (u, s, v), converged = krylov_svd(scaled, rank, rng, block=block, steps=steps, rtol=rtol, max_steps=max_steps)
         return KrylovSVD(SVD(u, s * 2.0**exponent, v), converged)
-    if steps is not None:
-        while space.steps < steps and not space.complete:
-            space.advance()
-        return KrylovSVD(_rayleigh_ritz(space, rank), space.complete)
     limit = max_steps or max(4, order // (2 * block), -(-(rank + block) // block))
     converged = _advance_until_converged(space, rank, rtol, limit)
     return KrylovSVD(_rayleigh_ritz(space, rank), converged)
