@@ -82,10 +82,10 @@ def shares_of_firsts(
     table = heads.pivot_table(index=["label", "level"], columns=["layer", "head"], values=column, aggfunc="median")
     if table.empty:
         return {"none": 1.0}
-    spent = heads.groupby(["label", "level"])[cost].median().loc[table.index]
-    order = np.argsort(spent.to_numpy(), kind="stable")
+    spent = heads.groupby(["label", "level"])[cost].median().loc[table.index].to_numpy()
+    order = np.argsort(spent, kind="stable")
     values, labels = table.to_numpy(dtype=float)[order], table.index.get_level_values("label")[order]
-    spent = spent.to_numpy()[order]
+    spent = spent[order]
     drawn = np.random.default_rng(rng).integers(values.shape[1], size=(resamples, values.shape[1]))
     count: Counter[str] = Counter()
     for heads_drawn in drawn:
