@@ -118,8 +118,10 @@ def truncated_svd(
     rank : int
         1 <= rank <= min(n_q, n_k).
     rng : int or numpy.random.Generator
-    rtol, max_steps
+    rtol
         Of :func:`krylov_svd`.
+    max_steps : int, optional
+        Most blocks; by default as many as keep the basis under half of the smaller dimension.
 
     Returns
     -------
@@ -144,7 +146,8 @@ def truncated_svd(
         return _leading(factored_svd(*factors), rank)
     if fits and (order <= SMALL_ORDER or 8 * rank + 64 >= order):
         return _dense_svd(op, rank)
-    svd, converged = krylov_svd(op, rank, rng, rtol=rtol, max_steps=max_steps)
+    steps = max_steps or max(4, order // (2 * BLOCK), -(-rank // BLOCK) + 1)
+    svd, converged = krylov_svd(op, rank, rng, rtol=rtol, max_steps=steps)
     if not converged and max_steps is None and fits:
         return _dense_svd(op, rank)
     return svd
@@ -175,9 +178,12 @@ def krylov_svd(
 
     Stopped by its residuals. With A V = U Θ exactly and R = AᵀU − VΘ, the error ‖A − UΘVᵀ‖₂² is at most ‖R‖₂² above
     that of the part of A outside U, so ``rtol`` on ‖R‖₂/σ_{rank+1} lets the error exceed the optimum by about rtol²/2,
-    3e-4 by default, relative in the spectral norm, and by less in the Frobenius norm. A Krylov space holds no more
-    vectors of a repeated singular value than the block has columns, and residuals cannot tell; so before it stops,
-    random directions outside the space are looked at, and join the block where there is something to be found.
+    3e-4 by default, relative in the spectral norm, and by less in the Frobenius norm. That part is σ_{rank+1} where U
+    holds the leading vectors. Where singular values differ by less than the residuals it may hold neighbours, and the
+    spectral error is some tenths of a per cent higher: 0.8 % on 120 values between 0.9 and 1 with blocks of 8, 0.01 %
+    with rtol = 1e-2. A Krylov space holds no more vectors of a repeated singular value than the block has columns, and
+    residuals cannot tell; so before it stops, random directions outside the space are looked at, and join the block
+    where there is something to be found.
 
     Parameters
     ----------
@@ -191,7 +197,7 @@ def krylov_svd(
     rtol : float
         Largest residual ‖R‖₂ relative to σ_{rank+1}.
     max_steps : int, optional
-        Most blocks; by default as many as keep the basis under half of the smaller dimension.
+        Most blocks; by default as many as make the space complete, which then is no approximation.
 
     Examples
     --------
@@ -216,7 +222,7 @@ def krylov_svd(
         scaled = 2.0**-exponent * op
         (u, s, v), converged = krylov_svd(scaled, rank, rng, block=block, steps=steps, rtol=rtol, max_steps=max_steps)
         return KrylovSVD(SVD(u, s * 2.0**exponent, v), converged)
-    limit = max_steps or max(4, order // (2 * block), -(-(rank + block) // block))
+    limit = max_steps or -(-order // block)
     converged = _advance_until_converged(space, rank, rtol, limit)
     return KrylovSVD(_rayleigh_ritz(space, rank), converged)
 

@@ -130,6 +130,14 @@ def test_where_nothing_is_left_outside_no_direction_joins():
             assert not _missed(space, 30, 2.5e-2)
 
 
+def test_krylov_svd_goes_on_until_it_has_converged():
+    """A flat spectrum and a rank of a quarter of the order: most of the space is needed, and taken."""
+    matrix = with_spectrum(np.linspace(1.0, 0.9, 120), 130)
+    (u, s, v), converged = krylov_svd(Dense(matrix), 30, rng=0, block=8, rtol=1e-2)
+    assert converged
+    assert np.linalg.norm(matrix - (u * s) @ v.T, 2) <= 1.001 * np.linspace(1.0, 0.9, 120)[30]
+
+
 def test_a_given_number_of_steps_is_taken():
     matrix = with_spectrum(SPECTRA["exponential"](60), 70)
     few = krylov_svd(Dense(matrix), 3, rng=0, block=4, steps=1)
