@@ -10,8 +10,8 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import array_api_compat
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _WORTH_THREADS = 1 << 16  # entries below which starting threads costs more than it saves (measured)
 
+F = TypeVar("F", bound="Callable[..., Any]")
 Array = Any  # an array of any library that speaks the array API; the standard has no static type yet
 
 __all__ = [
@@ -286,6 +287,25 @@ def parallel(function: Callable[[Any], Any], tasks: Iterable[Any], *, threads: i
         with ThreadPoolExecutor(workers) as pool:
             runs = [(copy_context(), task) for task in tasks]  # error states and tallies are those of the caller
             return list(pool.map(lambda run: run[0].run(function, run[1]), runs))
+
+
+def on_one_thread(function: F) -> F:
+    """``function`` with BLAS and LAPACK held to one thread: for many small factorisations between large products.
+
+    Their threads gain little and wait for each other, on busy cores longer than the products take.
+
+    Examples
+    --------
+    >>> on_one_thread(abs)(-1)
+    1
+    """
+
+    @wraps(function)
+    def held(*args: Any, **options: Any) -> Any:
+        with _blas_controller().limit(limits=1, user_api="blas"):
+            return function(*args, **options)
+
+    return cast("F", held)
 
 
 def by_heads(function: Callable[..., Any], *arrays: Array, overwrite: bool = False) -> Any:

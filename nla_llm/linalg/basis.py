@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nla_llm.arithmetic import untallied
-from nla_llm.backend import Array, eps, from_numpy, largest, namespace, to_numpy
+from nla_llm.backend import Array, eps, from_numpy, largest, namespace, on_one_thread, to_numpy
 
 __all__ = ["extend_basis", "gaussian", "in_range", "orthonormalise", "widen", "working"]
 
@@ -60,6 +60,7 @@ def in_range(x: Array) -> tuple[Array, Array | None]:
         return x * down, up
 
 
+@on_one_thread
 def orthonormalise(x: Array) -> Array:
     """Orthonormal columns whose span contains that of ``x``.
 
@@ -85,6 +86,7 @@ def orthonormalise(x: Array) -> Array:
     return namespace(x).linalg.qr(working(x))[0]
 
 
+@on_one_thread
 def extend_basis(basis: Array, block: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Orthonormal columns that continue ``basis`` so that the span contains ``block``, and their coefficients.
 

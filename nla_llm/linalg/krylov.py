@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nla_llm.backend import Array, namespace, to_numpy
+from nla_llm.backend import Array, namespace, on_one_thread, to_numpy
 from nla_llm.linalg.basis import extend_basis, gaussian, orthonormalise, widen, working
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ class BlockKrylov:
         self._new, residual = extend_basis(self.basis, wider, self._rng)
         self._coupling = residual[..., :width] if room >= width else None
 
+    @on_one_thread
     def ritz(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Squared Ritz values, descending (..., size), and their coordinates in ``basis`` (..., size, size)."""
         squares, vectors = np.linalg.eigh(to_numpy(self.gram))
@@ -173,6 +174,7 @@ class BlockKrylov:
         values: NDArray[Any] = np.sqrt(self.ritz()[0])
         return values
 
+    @on_one_thread
     def _append(self) -> None:
         xp, fresh = namespace(self._new), widen(self._new_image)
         corner = xp.matrix_transpose(fresh) @ fresh

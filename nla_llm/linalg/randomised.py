@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nla_llm.backend import Array, device_of, generator, namespace
+from nla_llm.backend import Array, device_of, generator, namespace, on_one_thread
 from nla_llm.linalg.basis import gaussian, orthonormalise, working
 from nla_llm.linalg.factors import SVD
 from nla_llm.linalg.krylov import apply_as
@@ -81,8 +81,13 @@ def projected_svd(op: Operator, basis: Array, rank: int) -> SVD:
     rank : int
         At most l.
     """
+    return _svd_of_projection(basis, apply_as(op.T, basis), rank)
+
+
+@on_one_thread
+def _svd_of_projection(basis: Array, image: Array, rank: int) -> SVD:
     xp = namespace(basis)
-    outer, small = xp.linalg.qr(apply_as(op.T, basis))  # QᵀA = smallᵀ outerᵀ
+    outer, small = xp.linalg.qr(image)  # QᵀA = smallᵀ outerᵀ
     u, s, vt = xp.linalg.svd(small, full_matrices=False)
     return SVD(basis @ xp.matrix_transpose(vt[..., :rank, :]), s[..., :rank], outer @ u[..., :, :rank])
 

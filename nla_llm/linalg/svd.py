@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nla_llm.backend import Array, eps, generator, namespace, to_numpy
+from nla_llm.backend import Array, eps, generator, namespace, on_one_thread, to_numpy
 from nla_llm.linalg.basis import widen
 from nla_llm.linalg.factors import SVD, factored_svd, low_rank_factors
 from nla_llm.linalg.krylov import BlockKrylov
@@ -279,6 +279,7 @@ def _residual(space: BlockKrylov, rank: int) -> NDArray[Any]:
     return np.where(norms <= noise[..., 0], 0.0, norms / np.maximum(scale, np.maximum(noise[..., 0], 1e-300)))
 
 
+@on_one_thread
 def _rayleigh_ritz(space: BlockKrylov, rank: int) -> SVD:
     """The best approximation of A of that rank within the space: A V = Q R, and the SVD of R."""
     xp = namespace(space.image)
