@@ -50,7 +50,8 @@ def in_range(x: Array) -> tuple[Array, Array | None]:
     """
     xp, end = namespace(x), max(largest(x), float(np.finfo(np.float32).max))  # squares are taken in float32 at least
     with untallied(), np.errstate(over="ignore"):
-        size = to_numpy(xp.astype(xp.max(xp.abs(x), axis=(-2, -1), keepdims=True), xp.float64))
+        ends = xp.max(x, axis=(-2, -1), keepdims=True), -xp.min(x, axis=(-2, -1), keepdims=True)  # |x| would be a copy
+        size = np.maximum(*(to_numpy(xp.astype(one, xp.float64)) for one in ends))
         out = np.isfinite(size) & (size > 0) & ((size > end**0.25) | (size < end**-0.25))
         if not out.any():
             return x, None
