@@ -237,6 +237,8 @@ def info() -> None:
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return "unknown"
     if isinstance(value, dict):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list | tuple):

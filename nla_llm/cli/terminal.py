@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pandas import DataFrame
+    from rich.table import Table
 
     from nla_llm.study import StudySummary
 
 __all__ = ["reading", "say", "sentence", "show_frame", "show_skipped", "show_studies", "tell"]
 
 ROWS = 40  # of a table on the terminal; the CSV beside the report has all
+_WIDE = 10_000  # letters; no table is wider
 _NAMES = 3  # of what was skipped for one reason
 _VERDICTS = {"confirmed": "green", "refuted": "red", "open": "yellow"}
 
@@ -98,9 +100,22 @@ def show_frame(data: DataFrame, title: str = "", rest: str = "") -> None:
         table.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
     for row in data.head(ROWS).itertuples(index=False):
         table.add_row(*(_word(value) for value in row))
-    say(table)
+    _fit(table)
+    say(table, *([] if table.show_edge else [""]))  # an edge is a blank line
     if len(data) > ROWS:
         say(f"and {len(data) - ROWS} more rows{f', {rest}' if rest else ''}")
+
+
+def _fit(table: Table) -> None:
+    """Close up a table wider than the terminal, one word of the headings a line: rich would break the words."""
+    from rich.console import Console  # noqa: PLC0415 - so that --help stays fast
+
+    console = Console()
+    if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum <= console.width:
+        return
+    table.padding, table.show_edge = 0, False
+    for column in table.columns:
+        column.header = str(column.header).replace(" %", "\N{NO-BREAK SPACE}%").replace(" ", "\n")
 
 
 def _is_numeric(value: Any) -> bool:

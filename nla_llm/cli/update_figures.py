@@ -106,7 +106,8 @@ def _draw_ranks(fig: Canvas, data: pd.DataFrame) -> None:
         ax.errorbar(part["median"], y, xerr=bars, fmt="o", color=colour, markersize=3, linewidth=0.8, label=kind)
     ax.set_yticks(range(len(rules)), rules)
     ax.invert_yaxis()
-    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xscale("symlog", base=2, linthresh=1)
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlim(left=0)
     style.label(ax, "rank", "")
 

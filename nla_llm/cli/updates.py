@@ -180,7 +180,8 @@ def _show(summary: StudySummary, name: str) -> None:
         rest = f"see the report {name}"
         short = tables.short_names
         whole = short(tables.whole_table(records)).drop(columns=["shape"])
-        show_frame(whole, "the update: its size relative to the base, and what storage did to it", rest)
+        title = "the update: its size relative to the base, what storage did to it, noise (Frobenius, spectral)"
+        show_frame(whole, title, rest)
         show_frame(short(tables.rule_table(records)), "rank by every rule", rest)
         show_frame(short(tables.truncation_table(records)), "relative error: Frobenius, spectral", rest)
         show_frame(tables.total_table(records), "all matrices together")

@@ -121,7 +121,7 @@ def run(
     threads = max(1, cores // max(1, jobs)) if threads is None else threads
     how = "dask" if dask else type(executor).__name__ if executor else "processes" if jobs else "this process"
     settings = {
-        "scale": ", ".join(dict.fromkeys(scales)),
+        "scale": _scales(chosen, scales),
         "executor": how,
         "jobs": jobs,
         "threads": threads,
@@ -232,6 +232,12 @@ def _load(studies: str | Path | Study | Iterable[str | Path | Study] | None) -> 
     if twice:
         raise ValueError(f"studies must have different names, got {sorted(twice)} more than once")
     return chosen
+
+
+def _scales(chosen: Sequence[Study], scales: Sequence[str]) -> str:
+    """The scale of all studies, or which studies have which."""
+    names = {one: [study.name for study, own in zip(chosen, scales, strict=True) if own == one] for one in scales}
+    return ", ".join(one if len(names) == 1 else f"{one} ({', '.join(names[one])})" for one in names)
 
 
 def _check(

@@ -7,10 +7,11 @@ import sys
 import time
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 import nla_llm
-from nla_llm.cli.terminal import sentence, show_studies
+from nla_llm.cli.terminal import sentence, show_frame, show_studies
 from nla_llm.study import Store
 
 VERBS = ["list", "run", "report", "attention", "update", "check", "cost", "info"]
@@ -49,6 +50,14 @@ def test_list_fits_a_terminal_of_80_letters(nla, monkeypatch):
     assert "…" not in out
     assert re.search(r"optimal_rank +m +softmax +yes +key, +closed", out)
     assert re.search(r"h_matrix +m, +softmax +yes +key +floor *\n +admissibility,", out)  # words are not cut
+
+
+def test_a_table_that_is_too_wide_breaks_its_headings_between_words(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "26")
+    show_frame(pd.DataFrame({"tensor": ["0.q_proj"], "Frobenius 0.1": [6], "energy 90 %": [5]}))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:2]] == [["Frobenius", "energy"], ["tensor", "0.1", "90", "%"]]
+    assert lines[3].split() == ["0.q_proj", "6", "5"]
 
 
 def test_info_tells_of_blas(nla):

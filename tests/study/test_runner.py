@@ -7,6 +7,7 @@ import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -317,6 +318,11 @@ def test_provenance_tells_how_it_was_run(toy, store_path):
     assert facts["wall_seconds"] > 0
     assert summary.studies[0].provenance == (facts,)
     assert runner.DEFAULT_TIMEOUT == 600
+
+
+def test_the_provenance_of_a_mixed_run_tells_which_study_has_which_scale():
+    studies = [SimpleNamespace(name=name) for name in ("a", "b", "c")]
+    assert runner._scales(studies, ["small", "default", "small"]) == "small (a, c), default (b)"
 
 
 def test_a_claim_that_cannot_be_judged_costs_no_other(store_path):
