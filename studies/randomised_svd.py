@@ -253,10 +253,10 @@ def claims(records: pd.DataFrame) -> list[partial[Claim]]:
 
 
 def bounds_hold(found: pd.DataFrame) -> Claim:
-    """No mean above its bound."""
+    """No mean whose whole interval lies above its bound."""
     data = by_norm(found, "promised", ["engine", "matrix", "rank"]).dropna(subset=["value"])
     worst = data.loc[data["lower"].idxmax()]
-    sentence = "No mean error is above its bound, in either norm, for any engine, matrix and rank"
+    sentence = "No mean error is surely above its bound, in either norm, for any engine, matrix and rank"
     number = f"largest ratio {worst['value']:.3g} ({worst['engine']}, {worst['matrix']}, {worst['norm']})"
     return Claim.decide(sentence, float(worst["lower"]), float(worst["lower"]), 1.0, "<=", number=number, source=HALKO)
 
