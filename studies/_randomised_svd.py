@@ -98,10 +98,11 @@ def convergence(cell: dict[str, Any], seed: int) -> dict[str, Any]:
     """The same for a way to spend products: powers of a wide block, or Krylov spaces of wide and narrow blocks."""
     rank, steps = cell["rank"], cell["steps"]
     wide = rank + SPARE
+    narrow_steps = (2 * wide * steps + 8) // 16  # the most that multiply no more columns than the powers do
     method = {
         "subspace iteration": lambda: nl.method("randomised_svd", rank=rank, oversampling=SPARE, power_steps=steps - 1),
         "Krylov, wide block": lambda: nl.method("krylov_svd", rank=rank, block=wide, steps=steps),
-        "Krylov, narrow block": lambda: nl.method("krylov_svd", rank=rank, block=8, steps=-(-wide // 8) * steps),
+        "Krylov, narrow block": lambda: nl.method("krylov_svd", rank=rank, block=8, steps=narrow_steps),
     }[cell["way"]]()
     return compared(method, cell, seed)
 
