@@ -27,6 +27,7 @@ __all__ = [
     "halko_spectral",
     "krylov_frobenius",
     "krylov_svd_theory",
+    "nystrom_spectral",
     "nystrom_trace",
     "powered_frobenius",
     "randomised_svd_theory",
@@ -213,6 +214,28 @@ def nystrom_trace(eigenvalues: ArrayLike, columns: int) -> Matrix:
     if columns < 2:
         raise ValueError(f"columns must be at least 2, got {columns}")
     bounds = [(1 + r / (columns - r - 1)) * np.sum(values[..., r:], axis=-1) for r in range(columns - 1)]
+    return np.asarray(np.minimum.reduce(bounds))
+
+
+def nystrom_spectral(eigenvalues: ArrayLike, columns: int) -> Matrix:
+    """E‖A − AΩ(ΩᵀAΩ)⁺ΩᵀA‖₂, the same with s columns: at most the least over 2 ≤ p ≤ s − 2 of a sum of two terms.
+
+    (1 + 2(s − p)/(p − 1)) λ_{s−p+1} + 2e²s/(p² − 1) Σ_{j>s−p} λ_j (Frangella, Tropp and Udell 2021, arXiv 2110.02820,
+    proposition 2.2, as we read it).
+
+    Examples
+    --------
+    >>> float(nystrom_spectral([4.0, 1.0, 0.0, 0.0], 4))
+    0.0
+    """
+    values, s = -np.sort(-np.asarray(eigenvalues, dtype=np.float64), axis=-1), columns
+    if s < 4:
+        raise ValueError(f"columns must be at least 4, got {columns}")
+    bounds = [
+        (1 + 2 * (s - p) / (p - 1)) * _value(values, s - p)
+        + 2 * math.e**2 * s / (p**2 - 1) * np.sum(values[..., s - p :], axis=-1)
+        for p in range(2, s - 1)
+    ]
     return np.asarray(np.minimum.reduce(bounds))
 
 

@@ -123,12 +123,15 @@ def test_nystrom_of_semidefinite_matrices(name):
     values = SPECTRA[name]
     v = haar_orthogonal(N, 3)
     a = (v * values) @ v.T
-    traces = []
+    traces, norms = [], []
     for seed in range(DRAWS):
         y = a @ np.random.default_rng(seed).standard_normal((N, 8))
         omega = np.random.default_rng(seed).standard_normal((N, 8))
-        traces.append(np.trace(a - y @ np.linalg.pinv(omega.T @ y, rcond=1e-13) @ y.T))
+        error = a - y @ np.linalg.pinv(omega.T @ y, rcond=1e-13) @ y.T
+        traces.append(np.trace(error))
+        norms.append(np.linalg.norm(error, 2))
     below(traces, float(low_rank.nystrom_trace(values, 8)))
+    below(norms, float(low_rank.nystrom_spectral(values, 8)))
 
 
 def test_bounds_are_batched_and_sorted():
