@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import sympy
@@ -203,23 +203,33 @@ def final_condition(path: pd.DataFrame) -> Claim:
     return Claim.decide(sentence, low, high, 10.0, ">", number=f"κ₂(B)/κ₂(A) from {low:.3g} to {high:.3g}")
 
 
-def ends(outcome: pd.DataFrame, where: str, name: str, column: str) -> tuple[float, float]:
-    """Least and largest value over seeds of one start."""
-    group = outcome[(outcome["where"] == where) & (outcome["initialisation"] == name)][column]
-    return float(group.min()), float(group.max())
+class Start(NamedTuple):
+    """A column of one start over seeds, beside that of a zero start: least and largest values, and of the quotient."""
+
+    low: float
+    high: float
+    zero_low: float
+    zero_high: float
+
+    @classmethod
+    def of(cls, outcome: pd.DataFrame, where: str, name: str, column: str) -> Start:
+        values = outcome[outcome["where"] == where].groupby("initialisation")[column].agg(["min", "max"])
+        return cls(*map(float, values.loc[name]), *map(float, values.loc["gaussian"]))
+
+    def against(self, sentence: str, most: float, relation: str, **more: Any) -> Claim:
+        """A claim about the quotient."""
+        return Claim.decide(sentence, self.low / self.zero_high, self.high / self.zero_low, most, relation, **more)
 
 
 def representable(outcome: pd.DataFrame) -> Claim:
     """What a start that is subtracted from the weight can reach."""
-    low, high = ends(outcome, "any", "pissa", "floor")
-    zero_low, zero_high = ends(outcome, "any", "gaussian", "floor")
-    return Claim.decide(
+    pissa = Start.of(outcome, "any", "pissa", "floor")
+    return pissa.against(
         "PiSSA of rank r can represent every update of rank r (within twice the error of a zero start)",
-        low / zero_high,
-        high / zero_low,
         2.0,
         "<=",
-        number=f"least error {low:.2g} to {high:.2g}, of a zero start {zero_low:.2g} to {zero_high:.2g}",
+        number=f"least error {pissa.low:.2g} to {pissa.high:.2g}, of a zero start {pissa.zero_low:.2g} to "
+        f"{pissa.zero_high:.2g}",
         expected="refuted",
         source="read into Meng, Wang and Zhang 2024, arXiv 2404.02948",
     )
@@ -227,29 +237,23 @@ def representable(outcome: pd.DataFrame) -> Claim:
 
 def shared_spaces(outcome: pd.DataFrame) -> Claim:
     """Where it can."""
-    low, high = ends(outcome, "leading", "pissa", "floor")
-    zero_low, zero_high = ends(outcome, "leading", "gaussian", "floor")
-    return Claim.decide(
+    pissa = Start.of(outcome, "leading", "pissa", "floor")
+    return pissa.against(
         "PiSSA can (within twice that error) where the update lies in the leading singular spaces of the weight",
-        low / zero_high,
-        high / zero_low,
         2.0,
         "<=",
-        number=f"least error {low:.2g} to {high:.2g}",
+        number=f"least error {pissa.low:.2g} to {pissa.high:.2g}",
     )
 
 
 def gradient_start(outcome: pd.DataFrame) -> Claim:
     """What knowing the gradient is worth."""
-    low, high = ends(outcome, "any", "lora_one", "final")
-    zero_low, zero_high = ends(outcome, "any", "gaussian", "final")
-    return Claim.decide(
+    one = Start.of(outcome, "any", "lora_one", "final")
+    return one.against(
         "Started by LoRA-One, Adam ends with a smaller error than from a zero B after as many steps",
-        low / zero_high,
-        high / zero_low,
         1.0,
         "<",
-        number=f"{low:.2g} to {high:.2g} against {zero_low:.2g} to {zero_high:.2g}",
+        number=f"{one.low:.2g} to {one.high:.2g} against {one.zero_low:.2g} to {one.zero_high:.2g}",
         source="Zhang, Liu and Chen 2025, arXiv 2502.01235",
     )
 

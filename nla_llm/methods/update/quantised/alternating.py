@@ -52,7 +52,7 @@ def alternation(matrix: Array, quantise: Quantiser, rank: int) -> Iterator[Sum]:
 @register("loftq")
 @final
 @dataclass(frozen=True)
-class LoftQ:
+class LoftQ(corrections.QuantisedBase):
     """Quantisation and truncated singular value decomposition in turns, from no correction (LoftQ).
 
     Q_t = Q(W − L_{t−1}), L_t = [W − Q_t]_r, algorithm 1 of Li et al. 2023 (arXiv 2310.08659); one iteration is LQER.
@@ -84,19 +84,12 @@ class LoftQ:
     block: int | None = 64
     properties: ClassVar[Properties] = corrections.properties(budget="rank", converges=True)
 
-    def __post_init__(self) -> None:
-        corrections.check_options(self)
-
     @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
         matrix = corrections.dense_matrix(problem, self.rank)
         steps = alternation(matrix, quantiser(self.format, self.block), self.rank)
         return next(islice(steps, self.iterations - 1, None))
-
-    def bits(self, problem: UpdateProblem) -> Fraction:
-        """Bits that are stored for an entry of W."""
-        return corrections.stored_bits(self, problem)
 
     def theory(self, problem: UpdateProblem) -> Theory:
         """Error in every unitarily invariant norm, from the singular values of what the last base leaves."""
@@ -112,7 +105,7 @@ class LoftQ:
 @register("qpissa")
 @final
 @dataclass(frozen=True)
-class QPiSSA:
+class QPiSSA(corrections.QuantisedBase):
     """Q(W − L) + L with the leading part of W itself kept out of the quantisation (QPiSSA).
 
     L = [W]_r, and in further iterations L = [W − Q]_r for the last base Q, each followed by quantising W − L (Meng et
@@ -142,9 +135,6 @@ class QPiSSA:
     block: int | None = 64
     properties: ClassVar[Properties] = corrections.properties(budget="rank", converges=True)
 
-    def __post_init__(self) -> None:
-        corrections.check_options(self)
-
     @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
         """The sum of the dequantised matrix and the correction."""
@@ -156,10 +146,6 @@ class QPiSSA:
             base = quantise(matrix - correction.dense()).matrix
         return corrections.corrected(base, correction)
 
-    def bits(self, problem: UpdateProblem) -> Fraction:
-        """Bits that are stored for an entry of W."""
-        return corrections.stored_bits(self, problem)
-
     def cost(self, problem: UpdateProblem) -> costs.Cost:
         """T singular value decompositions, products of the factors and quantisations."""
         turn = corrections.correction_cost() + corrections.remainder_cost() + corrections.quantisation_cost(self)
@@ -170,7 +156,7 @@ class QPiSSA:
 @register("caldera")
 @final
 @dataclass(frozen=True)
-class CALDERA:
+class CALDERA(corrections.QuantisedBase):
     """Q + L with factors that are quantised as well, Q and L in turns, weighted by the inputs (CALDERA).
 
     In each turn Q = Q(W − L); the left factor is the quantised U_r of (W − Q) M, M Mᵀ = XᵀX; the right one solves the
@@ -208,7 +194,7 @@ class CALDERA:
     properties: ClassVar[Properties] = corrections.properties(budget="rank")
 
     def __post_init__(self) -> None:
-        corrections.check_options(self)
+        super().__post_init__()
         corrections.check_format("factor_format", self.factor_format)
 
     @checked

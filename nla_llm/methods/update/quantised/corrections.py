@@ -28,11 +28,11 @@ FACTOR_BITS = 16  # of an entry of a correction that is not quantised, as it is 
 
 __all__ = [
     "FACTOR_BITS",
+    "QuantisedBase",
     "applying_cost",
     "best_correction",
     "calibration",
     "check_format",
-    "check_options",
     "corrected",
     "correction_cost",
     "dense_matrix",
@@ -42,7 +42,6 @@ __all__ = [
     "residual_theory",
     "square_root",
     "square_root_cost",
-    "stored_bits",
 ]
 
 
@@ -54,14 +53,28 @@ def properties(**more: Any) -> Properties:
     return Properties(**{**common, **more})
 
 
-def check_options(method: Any) -> None:
-    """Plain values; a rank, a format or a block that means nothing is refused when the method is made."""
-    settle(method)
-    check_format("format", method.format)
-    quantiser(method.format, method.block)
-    for name in ("rank", "iterations"):
-        if hasattr(method, name):
-            whole_number(name, getattr(method, name))
+class QuantisedBase:
+    """What all of them share: their options are checked when they are made, and they know what they store.
+
+    The dataclasses derived from it have fields ``format`` and ``block``, and ``rank`` where the base is corrected.
+    """
+
+    format: str
+    block: int | None
+
+    def __post_init__(self) -> None:
+        settle(self)
+        check_format("format", self.format)
+        quantiser(self.format, self.block)
+        for name in ("rank", "iterations"):
+            if hasattr(self, name):
+                whole_number(name, getattr(self, name))
+
+    def bits(self, problem: UpdateProblem) -> Fraction:
+        """Bits that are stored for an entry of W: those of the base, and 16 for each entry of the factors."""
+        shape = (problem.d_out, problem.d_in)
+        factors = Fraction(getattr(self, "rank", 0) * FACTOR_BITS * sum(shape), shape[0] * shape[1])
+        return quantiser(self.format, self.block).bits_per_entry(shape) + factors
 
 
 def check_format(name: str, value: Any) -> None:
@@ -123,17 +136,10 @@ def corrected(base: Array, correction: LowRank) -> Sum:
     return Sum(Dense(base), correction)
 
 
-# -- what they weigh, cost and promise ---------------------------------------------------------------------------------
+# -- what they cost and promise ---------------------------------------------------------------------------------
 
 
-def stored_bits(method: Any, problem: UpdateProblem) -> Fraction:
-    """Bits for an entry of W: those of the base, and 16 for each entry of the factors of the correction."""
-    shape = (problem.d_out, problem.d_in)
-    factors = Fraction(getattr(method, "rank", 0) * FACTOR_BITS * sum(shape), shape[0] * shape[1])
-    return quantiser(method.format, method.block).bits_per_entry(shape) + factors
-
-
-def quantisation_cost(method: Any) -> costs.Operations:
+def quantisation_cost(method: QuantisedBase) -> costs.Operations:
     """Quantising the whole matrix once."""
     return costs.formulas.quantisation(costs.d_out, costs.d_in, quantiser(method.format, method.block))
 

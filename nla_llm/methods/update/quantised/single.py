@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -13,8 +14,6 @@ from nla_llm.methods.update.shared import checked
 from nla_llm.operators import Dense, Sum
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     import numpy as np
 
     from nla_llm.backend import Array
@@ -27,7 +26,7 @@ __all__ = ["LQER", "QERA", "QuantisedMatrix"]
 @register("quantised")
 @final
 @dataclass(frozen=True)
-class QuantisedMatrix:
+class QuantisedMatrix(corrections.QuantisedBase):
     """Q(W) alone: where QLoRA starts, its correction being zero (Dettmers et al. 2023, arXiv 2305.14314).
 
     Parameters
@@ -49,17 +48,10 @@ class QuantisedMatrix:
     block: int | None = 64
     properties: ClassVar[Properties] = corrections.properties()
 
-    def __post_init__(self) -> None:
-        corrections.check_options(self)
-
     @checked
     def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Dense:
         """The dequantised matrix."""
         return Dense(quantiser(self.format, self.block)(corrections.dense_matrix(problem)).matrix)
-
-    def bits(self, problem: UpdateProblem) -> Fraction:
-        """Bits that are stored for an entry of W."""
-        return corrections.stored_bits(self, problem)
 
     def theory(self, problem: UpdateProblem) -> Theory:
         """Error in every unitarily invariant norm, from the singular values of W − Q(W)."""
@@ -71,10 +63,29 @@ class QuantisedMatrix:
         return costs.Cost(prepare=corrections.quantisation_cost(self), apply=apply)
 
 
+class _CorrectedOnce(corrections.QuantisedBase, ABC):
+    """Q(W) plus the best correction of what it leaves, in a norm that ``_weighted`` says."""
+
+    rank: int
+
+    @checked
+    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
+        """The sum of the dequantised matrix and the correction."""
+        matrix = corrections.dense_matrix(problem, self.rank)
+        base = quantiser(self.format, self.block)(matrix).matrix
+        residual = matrix - base
+        correction = corrections.best_correction(residual, self.rank, self._weighted(problem, residual))
+        return corrections.corrected(base, correction)
+
+    @abstractmethod
+    def _weighted(self, problem: UpdateProblem, residual: Array) -> Array | None:
+        """The residual (W − Q) M, for M Mᵀ what the columns of the error weigh; None where all weigh the same."""
+
+
 @register("lqer")
 @final
 @dataclass(frozen=True)
-class LQER:
+class LQER(_CorrectedOnce):
     """Q(W) plus the truncated singular value decomposition of W − Q(W), whose columns may carry weights.
 
     With ``weighting="none"`` the error is the least for this Q(W) and rank in every unitarily invariant norm (Eckart,
@@ -106,25 +117,14 @@ class LQER:
     properties: ClassVar[Properties] = corrections.properties(budget="rank", converges=True)
 
     def __post_init__(self) -> None:
-        corrections.check_options(self)
+        super().__post_init__()
         one_of("weighting", self.weighting, ("none", "activations"))
 
-    @checked
-    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
-        """The sum of the dequantised matrix and the correction."""
-        matrix = corrections.dense_matrix(problem, self.rank)
-        base = quantiser(self.format, self.block)(matrix).matrix
-        residual = matrix - base
-        weighted = None if self.weighting == "none" else residual * self._weights(problem, residual)
-        return corrections.corrected(base, corrections.best_correction(residual, self.rank, weighted))
-
-    def _weights(self, problem: UpdateProblem, residual: Array) -> Array:
+    def _weighted(self, problem: UpdateProblem, residual: Array) -> Array | None:
+        if self.weighting == "none":
+            return None
         inputs, xp = corrections.calibration(problem, residual.dtype), problem.xp
-        return xp.mean(xp.abs(inputs), axis=-2, keepdims=True)
-
-    def bits(self, problem: UpdateProblem) -> Fraction:
-        """Bits that are stored for an entry of W."""
-        return corrections.stored_bits(self, problem)
+        return residual * xp.mean(xp.abs(inputs), axis=-2, keepdims=True)
 
     def theory(self, problem: UpdateProblem) -> Theory | None:
         """Error in every unitarily invariant norm, from the singular values of W − Q(W); nothing with weights."""
@@ -145,7 +145,7 @@ class LQER:
 @register("qera")
 @final
 @dataclass(frozen=True)
-class QERA:
+class QERA(_CorrectedOnce):
     """Q(W) plus the correction of rank r with the least output error on the calibration inputs.
 
     With ``weighting="exact"`` the error ‖(E − L) Xᵀ‖_F, E = W − Q(W), is the least for this Q(W) and rank,
@@ -179,25 +179,14 @@ class QERA:
     properties: ClassVar[Properties] = corrections.properties(budget="rank", converges=True)
 
     def __post_init__(self) -> None:
-        corrections.check_options(self)
+        super().__post_init__()
         one_of("weighting", self.weighting, ("exact", "diagonal"))
 
-    @checked
-    def __call__(self, problem: UpdateProblem, rng: int | np.random.Generator | None = None) -> Sum:
-        """The sum of the dequantised matrix and the correction."""
-        matrix = corrections.dense_matrix(problem, self.rank)
-        base = quantiser(self.format, self.block)(matrix).matrix
-        residual = matrix - base
+    def _weighted(self, problem: UpdateProblem, residual: Array) -> Array:
         if self.weighting == "exact":
-            weighted = residual @ corrections.square_root(problem, residual.dtype)
-        else:
-            inputs, xp = corrections.calibration(problem, residual.dtype), problem.xp
-            weighted = residual * xp.sqrt(xp.mean(inputs**2, axis=-2, keepdims=True))
-        return corrections.corrected(base, corrections.best_correction(residual, self.rank, weighted))
-
-    def bits(self, problem: UpdateProblem) -> Fraction:
-        """Bits that are stored for an entry of W."""
-        return corrections.stored_bits(self, problem)
+            return residual @ corrections.square_root(problem, residual.dtype)
+        inputs, xp = corrections.calibration(problem, residual.dtype), problem.xp
+        return residual * xp.sqrt(xp.mean(inputs**2, axis=-2, keepdims=True))
 
     def cost(self, problem: UpdateProblem) -> costs.Cost:
         """One quantisation, the weights, one singular value decomposition."""
