@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
+from methods.attention.kernels.written_out import close, dense_attention, draw, mask
 
 import nla_llm as nl
-from nla_llm.backend import to_numpy
 from nla_llm.methods.attention.kernels.elementwise import _elu_plus_one
 from nla_llm.operators import ZeroRowSumError
-
-EPS = np.finfo(np.float64).eps
 
 
 def elu_plus_one(x):
@@ -20,27 +18,6 @@ def relu(x):
 
 
 FEATURE_MAPS = {"elu_features": elu_plus_one, "relu_features": relu}
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-def mask(n):
-    keep = np.arange(n) % 4 != 2
-    keep[-3:] = False
-    return keep
-
-
-def dense_attention(kernel, *, causal=False, key_mask=None):
-    """Rows of a dense kernel matrix over the visible keys, divided by their sums."""
-    a = kernel if key_mask is None else kernel * key_mask[..., None, :]
-    a = np.tril(a) if causal else a
-    return a / a.sum(axis=-1, keepdims=True)
-
-
-def close(got, want, constant=100):
-    np.testing.assert_allclose(to_numpy(got), want, rtol=0, atol=constant * EPS * max(1.0, np.abs(want).max()))
 
 
 @pytest.fixture(params=FEATURE_MAPS)

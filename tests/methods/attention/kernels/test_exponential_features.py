@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from methods.attention.kernels.written_out import EPS, draw, kernel_of
 
 import nla_llm as nl
 from nla_llm.backend import to_numpy
@@ -12,18 +13,8 @@ from nla_llm.methods.attention.kernels.directions import draw_directions
 from nla_llm.methods.attention.kernels.exponential_features import optimal_rho
 from nla_llm.theory import random_features as rf
 
-EPS = np.finfo(np.float64).eps
 FITTED = (("gerf_features", {}), ("saderf_features", {}), ("sderf_features", {}))
 ALL = (("phase_features", {}), ("gerf_features", {"rho": 0.6}), *FITTED)
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-def kernel_of(P):
-    """The kernel before the division by row sums."""
-    return np.exp(to_numpy(P.row_scale_log))[..., None] * to_numpy(P.op.dense())
 
 
 def textbook(method, x, y, seed):

@@ -2,26 +2,17 @@
 
 import numpy as np
 import pytest
+from methods.attention.kernels.written_out import EPS, draw, kernel_of
 
 import nla_llm as nl
 from nla_llm.backend import to_numpy
 
-EPS = np.finfo(np.float64).eps
 OPTIONS = (
     {"weight": "angular", "r": 1},
     {"weight": "angular", "r": 3},
     {"weight": "gaussian", "r": 1, "width": 0.6},
     {"weight": "gaussian", "r": 3, "width": 1.2},
 )
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-def kernel_of(P):
-    """The kernel before the division by row sums."""
-    return np.exp(to_numpy(P.row_scale_log))[..., None] * to_numpy(P.op.dense())
 
 
 def textbook(method, x, y, seed):

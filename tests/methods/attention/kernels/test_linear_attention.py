@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from methods.attention.kernels.written_out import EPS, close, dense_attention, draw, mask
 from scipy.special import logsumexp
 
 import nla_llm as nl
@@ -9,29 +10,7 @@ from nla_llm.backend import to_numpy
 from nla_llm.methods.attention.kernels.linear_attention import Features, _running_scale, kernel_attention
 from nla_llm.operators import CausalLowRank, LowRank, RowNormalised
 
-EPS = np.finfo(np.float64).eps
 ELEMENTWISE = ["elu_features", "relu_features"]
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-def mask(n):
-    keep = np.arange(n) % 4 != 2
-    keep[-3:] = False
-    return keep
-
-
-def dense_attention(kernel, *, causal=False, key_mask=None):
-    """Rows of a dense kernel matrix over the visible keys, divided by their sums."""
-    a = kernel if key_mask is None else kernel * key_mask[..., None, :]
-    a = np.tril(a) if causal else a
-    return a / a.sum(axis=-1, keepdims=True)
-
-
-def close(got, want, constant=100):
-    np.testing.assert_allclose(to_numpy(got), want, rtol=0, atol=constant * EPS * max(1.0, np.abs(want).max()))
 
 
 @pytest.fixture(params=ELEMENTWISE)

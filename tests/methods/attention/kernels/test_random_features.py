@@ -4,19 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from methods.attention.kernels.written_out import EPS, draw, kernel_of
 
 import nla_llm as nl
 from nla_llm.backend import to_numpy
 from nla_llm.methods import Unsupported
 from nla_llm.methods.attention.kernels.directions import draw_directions
 
-EPS = np.finfo(np.float64).eps
 KINDS = ("positive_features", "hyperbolic_features", "trigonometric_features")
 POSITIVE_KINDS = KINDS[:2]
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def textbook(kind, omega, x, y):
@@ -29,11 +25,6 @@ def textbook(kind, omega, x, y):
     if kind == "hyperbolic_features":  # half of the same for ω and for −ω
         return (np.exp(px + py) + np.exp(-px - py)).sum(-1) * np.exp(-squares[0] - squares[1]) / (2 * m)
     return (np.cos(px) * np.cos(py) + np.sin(px) * np.sin(py)).sum(-1) * np.exp(squares[0] + squares[1]) / m
-
-
-def kernel_of(P):
-    """The kernel before the division by row sums."""
-    return np.exp(to_numpy(P.row_scale_log))[..., None] * to_numpy(P.op.dense())
 
 
 def directions(method, d, seed):

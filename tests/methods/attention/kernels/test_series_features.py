@@ -4,30 +4,26 @@ from math import ceil, factorial
 
 import numpy as np
 import pytest
+from methods.attention.kernels.written_out import (
+    assert_heads_stand_alone,
+    assert_kernel,
+    assert_single_precision,
+    draw,
+    kernel_of,
+)
 from scipy.stats import poisson
 
 import nla_llm as nl
-from nla_llm.backend import to_numpy
 from nla_llm.methods import Unsupported
 from nla_llm.methods.attention.kernels.series_features import _poisson_quantile, _signed_powers
 from nla_llm.operators import ZeroRowSumError
 
-EPS = np.finfo(np.float64).eps
 MACLAURIN = [{"m": m, "stratified": s} for m in (1, 2, 7, 40) for s in (False, True)]
 SERIES = [
     *[("maclaurin_features", options) for options in MACLAURIN],
     ("poisson_features", {"m": 7, "rate": 0.3}),
     ("poisson_features", {"m": 7}),
 ]
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-def kernel_of(P):
-    """The kernel before the division by row sums."""
-    return np.exp(to_numpy(P.row_scale_log))[..., None] * to_numpy(P.op.dense())
 
 
 def definition(method, x, y, seed, *, keep=None):
@@ -76,35 +72,19 @@ def test_definition(name, options, scale, structure):
     x, y = np.sqrt(0.6) * q, np.copysign(np.sqrt(0.6), scale) * k
     want = definition(method, x, y, seed=3, keep=keep) * keep
     want = np.tril(want) if causal else want
-    P = method(problem, rng=3)
-    sizes = np.abs(want).max(-1, keepdims=True)
-    np.testing.assert_allclose(kernel_of(P) / sizes, want / sizes, rtol=0, atol=1e4 * EPS)
-    v, sums = draw(2, n, 2), want.sum(-1, keepdims=True)
-    amplification = np.abs(want).sum(-1, keepdims=True) / np.abs(sums)  # where terms cancel, rounding grows
-    assert np.all(np.abs(P @ v - want @ v / sums) <= 1e4 * EPS * amplification**2 * np.abs(v).max())
+    assert_kernel(method(problem, rng=3), want)
 
 
 @pytest.mark.parametrize(("name", "options"), SERIES[4:], ids=str)
 def test_other_libraries_and_batches(name, options, xp):
-    """Grouped queries: every head is what it would be alone, with the same draw."""
     q, k = draw(0, 2, 3, 11, 3), draw(1, 2, 1, 13, 3)
     q[1] *= 3  # so that rates differ
-    method = nl.method(name, **options)
-    P = method(nl.AttentionProblem(xp.asarray(q), xp.asarray(k)), rng=1)
-    for index in np.ndindex(2, 3):
-        alone = nl.AttentionProblem(q[index], k[index[0], 0])
-        want = definition(method, *(alone.scale**0.5 * a for a in (alone.q, alone.k)), seed=1)
-        np.testing.assert_allclose(kernel_of(P)[index], want, rtol=0, atol=1e4 * EPS * np.abs(want).max())
+    assert_heads_stand_alone(nl.method(name, **options), definition, q, k, xp)
 
 
 @pytest.mark.parametrize(("name", "options"), SERIES, ids=str)
 def test_single_precision(name, options):
-    q, k = draw(0, 40, 3).astype(np.float32), draw(1, 40, 3).astype(np.float32)
-    method = nl.method(name, **options)
-    P = method(nl.AttentionProblem(q, k), rng=1)
-    want = definition(method, *(3**-0.25 * a.astype(np.float64) for a in (q, k)), seed=1)
-    assert P.dtype == np.float32
-    np.testing.assert_allclose(kernel_of(P), want, rtol=0, atol=200 * np.finfo(np.float32).eps * np.abs(want).max())
+    assert_single_precision(nl.method(name, **options), definition, 200)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -2,14 +2,20 @@
 
 import numpy as np
 import pytest
+from methods.attention.kernels.written_out import (
+    EPS,
+    assert_heads_stand_alone,
+    assert_kernel,
+    assert_single_precision,
+    draw,
+    kernel_of,
+)
 from scipy.special import logsumexp
 
 import nla_llm as nl
-from nla_llm.backend import to_numpy
 from nla_llm.methods.attention.kernels.products import KINDS, draw_vectors
 from nla_llm.operators import ZeroRowSumError
 
-EPS = np.finfo(np.float64).eps
 SKETCHES = [
     *[("product_sketch", {"m": 5, "degree": p, "kind": kind}) for p in (1, 2, 3) for kind in KINDS],
     *[("tensor_sketch", {"m": m, "degree": p}) for p in (1, 2, 3) for m in (1, 2, 5, 8)],
@@ -17,15 +23,6 @@ SKETCHES = [
     ("poly_sketch", {"m": 2, "degree": 8}),
 ]
 STRUCTURES = [{}, {"causal": True}, {"masked": True}, {"causal": True, "masked": True}]
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-def kernel_of(P):
-    """The kernel before the division by row sums."""
-    return np.exp(to_numpy(P.row_scale_log))[..., None] * to_numpy(P.op.dense())
 
 
 def definition(method, x, y, seed):
@@ -79,34 +76,18 @@ def test_definition(name, options, structure):
         )
         want = definition(method, np.sqrt(0.6) * q, np.copysign(np.sqrt(0.6), scale) * k, seed=3) * keep
         want = np.tril(want) if causal else want
-        P = method(problem, rng=3)
-        sizes = np.abs(want).max(-1, keepdims=True)
-        np.testing.assert_allclose(kernel_of(P) / sizes, want / sizes, rtol=0, atol=1e4 * EPS)
-        v, sums = draw(2, n, 2), want.sum(-1, keepdims=True)
-        amplification = np.abs(want).sum(-1, keepdims=True) / np.abs(sums)  # where terms cancel, rounding grows
-        assert np.all(np.abs(P @ v - want @ v / sums) <= 1e4 * EPS * amplification**2 * np.abs(v).max())
+        assert_kernel(method(problem, rng=3), want)
 
 
 @pytest.mark.parametrize(("name", "options"), SKETCHES[::3], ids=str)
 def test_other_libraries_and_batches(name, options, xp):
-    """Grouped queries: every head is what it would be alone, with the same draw."""
     q, k = np.abs(draw(0, 2, 3, 11, 3)), np.abs(draw(1, 2, 1, 13, 3))
-    method = nl.method(name, **options)
-    P = method(nl.AttentionProblem(xp.asarray(q), xp.asarray(k)), rng=1)
-    for index in np.ndindex(2, 3):
-        alone = nl.AttentionProblem(q[index], k[index[0], 0])
-        want = definition(method, *(alone.scale**0.5 * a for a in (alone.q, alone.k)), seed=1)
-        np.testing.assert_allclose(kernel_of(P)[index], want, rtol=0, atol=1e4 * EPS * np.abs(want).max())
+    assert_heads_stand_alone(nl.method(name, **options), definition, q, k, xp)
 
 
 @pytest.mark.parametrize(("name", "options"), SKETCHES[::5], ids=str)
 def test_single_precision(name, options):
-    q, k = draw(0, 40, 3).astype(np.float32), draw(1, 40, 3).astype(np.float32)
-    method = nl.method(name, **options)
-    P = method(nl.AttentionProblem(q, k), rng=1)
-    want = definition(method, *(3**-0.25 * a.astype(np.float64) for a in (q, k)), seed=1)
-    assert P.dtype == np.float32
-    np.testing.assert_allclose(kernel_of(P), want, rtol=0, atol=100 * np.finfo(np.float32).eps * np.abs(want).max())
+    assert_single_precision(nl.method(name, **options), definition, 100)
 
 
 # -- convergence to the polynomial kernel ------------------------------------------------------------------------------
