@@ -44,17 +44,8 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def config(tiny):
-    return tiny["model"].Config(
-        vocab_size=300,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=4,
-        intermediate_size=24,
-        max_position_embeddings=64,
-    )
+def config(tiny, small_shape):
+    return tiny["model"].Config(**small_shape)
 
 
 @pytest.fixture
